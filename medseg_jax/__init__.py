@@ -1,0 +1,71 @@
+"""medseg_jax: medical image segmentation in JAX. The Python API says what the command line says.
+
+    import medseg_jax as ms
+    run = ms.train(ms.Config(data="my_dataset"), "runs/first")
+    ms.predict(run, "new_images", "predictions")
+    ms.evaluate("predictions", "reference_labels", "scores")
+
+Nothing heavy is imported until it is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Augment": "data.augment",
+    "Config": "config",
+    "Dataset": "data.dataset",
+    "Group": "config",
+    "Labels": "types",
+    "Mix": "data.pipeline",
+    "Optim": "config",
+    "Plan": "data.plan",
+    "ResEncUNet": "models.resenc",
+    "Rule": "config",
+    "Stage": "config",
+    "Supervised": "methods.supervised",
+    "UNet": "models.unet",
+    "UserError": "types",
+    "check_dataset": "data.verify",
+    "convert": "data.convert",
+    "evaluate": "evaluation.evaluate",
+    "make_phantoms": "data.synthetic",
+    "make_plan": "data.plan",
+    "open_run": "runtime.run",
+    "predict": "inference.predict",
+    "report": "evaluation.report",
+    "train": "training.train",
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from medseg_jax.config import Config, Group, Optim, Rule, Stage
+    from medseg_jax.data.augment import Augment
+    from medseg_jax.data.convert import convert
+    from medseg_jax.data.dataset import Dataset
+    from medseg_jax.data.pipeline import Mix
+    from medseg_jax.data.plan import Plan, make_plan
+    from medseg_jax.data.synthetic import make_phantoms
+    from medseg_jax.data.verify import check_dataset
+    from medseg_jax.evaluation.evaluate import evaluate
+    from medseg_jax.evaluation.report import report
+    from medseg_jax.inference.predict import predict
+    from medseg_jax.methods.supervised import Supervised
+    from medseg_jax.models.resenc import ResEncUNet
+    from medseg_jax.models.unet import UNet
+    from medseg_jax.runtime.run import open_run
+    from medseg_jax.training.train import train
+    from medseg_jax.types import Labels, UserError
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medseg_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"medseg_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -1,0 +1,528 @@
+"""Augmentation on the device, inside the jitted training step: key in, batch in, batch out.
+
+Every sample takes the same path, in nnU-Net's order, each step with its own probability:
+
+    resample (rotation, scale, shear, translation, elastic, in one go)  ->  mirror                  image and label
+    colour  ->  noise  ->  blur and low resolution  ->  brightness  ->  contrast  ->  gamma          image
+
+* The image is interpolated linearly, the label taken from the nearest voxel at the same coordinates; what lies outside
+  the sample is 0, the background. Samples come in larger than the patch (`Augment.sample_size`), which keeps most of
+  that border out; the patch is the sample's centre.
+* Rotation, scale and shear act in millimetres. Where one axis is more than three times as coarse as another (by spacing
+  or by the patch's voxels), the geometry stays in the plane across it, as in nnU-Net.
+* Row i of the batch depends on the key and on i alone, so the result is the same on any number of devices, and turning
+  one step on does not change what the others draw.
+* Images leave as float32, whatever comes in, and finite if they came so.
+
+Source: nnU-Net v2's default pipeline (Isensee et al. 2021, supplement 4) for steps, order and ranges.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial, reduce
+from operator import and_, mul
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from medseg_jax.types import Batch, UserError
+
+ANISOTROPY = 3.0  # nnU-Net's ratio from which an axis is left out of the geometry.
+MARGIN = 0.1  # Share of the patch side that a sample holds more on each side, where the geometry may move.
+
+type Image = Float[Array, "*s c"]
+type Label = Int[Array, "*s"]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Which augmentations, how often and how strongly. The defaults are nnU-Net's.
+
+    `p_x` is the probability that a sample undergoes x; 0 leaves x out of the compiled program. A range (low, high) is
+    uniform, except for the factors scale, brightness, contrast, saturation and gamma: those lie below 1 half the time.
+
+    Attributes:
+        rotation: largest angle in degrees about each axis, 0 to 180. None: 30 in 3-D; in a plane 180, or 15 if the
+            patch is more than 1.5 times as long as it is wide.
+        scale: factor on the region that is seen; 1.4 shows structures 1.4 times smaller.
+        scale_per_axis: an own factor for each axis instead of one.
+        shear: degrees, for each pair of axes.
+        translation: share of the patch side.
+        elastic: largest displacement of a control point, in units of the distance between control points. Up to 0.4
+            the cubic B-spline never folds (Choi & Lee 2000).
+        elastic_cells: distances between control points along each patch side; the fewer, the smoother.
+        p_mirror: for each axis.
+        mirror_axes: axes of the patch that may be mirrored, or None for all. () where left and right matter.
+        p_channel: share of the channels of a selected sample that blur and low resolution reach.
+        noise: standard deviation of the Gaussian noise, in units of the normalised image.
+        blur: standard deviation of the Gaussian, in voxels.
+        low_resolution: share of the voxels along each axis that is kept before interpolating back.
+        brightness: factor for each channel.
+        shift: additive brightness for each channel, in units of the normalised image.
+        contrast: factor about the channel's mean, clipped to the channel's range.
+        gamma: exponent for each channel on its range [0, 1], mean and standard deviation restored. `p_gamma_inverted`
+            is the probability of the same on the negative image.
+        hue: degrees about the grey axis; three-channel images only, as `saturation`, the factor on the distance from
+            grey. One probability, `p_color`, for both.
+    """
+
+    p_rotation: float = 0.2
+    rotation: float | None = None
+    p_scale: float = 0.2
+    scale: tuple[float, float] = (0.7, 1.4)
+    scale_per_axis: bool = False
+    p_shear: float = 0.0
+    shear: tuple[float, float] = (-10.0, 10.0)
+    p_translation: float = 0.0
+    translation: tuple[float, float] = (-0.1, 0.1)
+    p_elastic: float = 0.0
+    elastic: tuple[float, float] = (0.0, 0.25)
+    elastic_cells: int = 4
+    p_mirror: float = 0.5
+    mirror_axes: tuple[int, ...] | None = None
+    p_color: float = 0.0
+    hue: float = 10.0
+    saturation: tuple[float, float] = (0.7, 1.4)
+    p_noise: float = 0.1
+    noise: tuple[float, float] = (0.0, 0.1)
+    p_channel: float = 0.5
+    p_blur: float = 0.2
+    blur: tuple[float, float] = (0.5, 1.0)
+    p_low_resolution: float = 0.25
+    low_resolution: tuple[float, float] = (0.5, 1.0)
+    p_brightness: float = 0.15
+    brightness: tuple[float, float] = (0.75, 1.25)
+    p_shift: float = 0.0
+    shift: tuple[float, float] = (-0.2, 0.2)
+    p_contrast: float = 0.15
+    contrast: tuple[float, float] = (0.75, 1.25)
+    p_gamma_inverted: float = 0.1
+    p_gamma: float = 0.3
+    gamma: tuple[float, float] = (0.7, 1.5)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name.startswith("p_") and not 0 <= value <= 1:
+                raise UserError(f"Augment.{f.name} is no probability", found=value, expected="0 to 1")
+            if isinstance(value, tuple) and f.name != "mirror_axes" and (len(value) != 2 or value[0] > value[1]):
+                raise UserError(f"Augment.{f.name} is no range", found=value, expected="(low, high)")
+        for name in ("scale", "saturation", "brightness", "contrast", "gamma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= 1 <= high:
+                raise UserError(f"Augment.{name} must hold 1", found=(low, high), expected="0 < low <= 1 <= high")
+        low, high = self.low_resolution
+        if not 0 < low <= high <= 1:
+            raise UserError("Augment.low_resolution is no share", found=(low, high), expected="0 < low <= high <= 1")
+
+    @classmethod
+    def none(cls) -> "Augment":
+        """The centre crop and nothing else."""
+        steps = {f.name: 0.0 for f in fields(cls) if f.name.startswith("p_")}
+        return cls(**steps)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def light(cls) -> "Augment":
+        """Mirroring and intensity, no geometry: needs no larger sample and keeps every label voxel as it is."""
+        return cls(p_rotation=0.0, p_scale=0.0)
+
+    @property
+    def moves(self) -> bool:
+        """Whether any step resamples."""
+        return any((self.p_rotation, self.p_scale, self.p_shear, self.p_translation, self.p_elastic))
+
+    def sample_size(self, patch_size: Sequence[int], spacing: Sequence[float] | None = None) -> tuple[int, ...]:
+        """How large a sample `augment` wants for a patch: a tenth of the side more on each side of the axes that move.
+
+        That covers the usual rotations and scales of a structure in the middle at 1.4 (2-D) or 1.7 (3-D) times the
+        voxels; the corners of strong rotations still show some background.
+        """
+        if not self.moves:
+            return tuple(patch_size)
+        plane = moving_axes(patch_size, spacing)
+        return tuple(n + 2 * math.ceil(MARGIN * n) if i in plane else n for i, n in enumerate(patch_size))
+
+
+def moving_axes(patch_size: Sequence[int], spacing: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Axes of the patch that take part in the geometry: all, or the two across the one strongly anisotropic axis."""
+    axes = tuple(range(len(patch_size)))
+    if len(axes) == 2:
+        return axes
+    if spacing is not None and max(spacing) > ANISOTROPY * min(spacing):
+        through = int(np.argmax(spacing))
+    elif max(patch_size) > ANISOTROPY * min(patch_size):
+        through = int(np.argmin(patch_size))
+    else:
+        return axes
+    return tuple(i for i in axes if i != through)
+
+
+def augment(
+    key: Array, batch: Batch, config: Augment, patch_size: Sequence[int], spacing: Sequence[float] | None = None
+) -> dict[str, Array]:
+    """Augment a batch and cut it to the patch.
+
+    Args:
+        key: one key for the step.
+        batch: "image" [b, *s, c] with or without "label" [b, *s] (integers), and "unlabelled" [bu, *s, c]; either may
+            be missing, everything else passes through. *s is at least the patch; see `Augment.sample_size`.
+        config: see `Augment`; static.
+        patch_size: *p, two or three sides; static.
+        spacing: mm along the patch's axes, None for isotropic; static. Of a longer tuple the last entries count, so
+            that a 2-D network takes the three of its plan.
+
+    Returns:
+        The batch with image and unlabelled [b, *p, c] float32, label [b, *p] of its own type.
+
+    Raises:
+        ValueError: shapes, spacing or label type do not fit.
+        UserError: a colour step on images without three channels.
+    """
+    patch_size = tuple(patch_size)
+    spacing = (1.0,) * len(patch_size) if spacing is None else tuple(spacing)[-len(patch_size) :]
+    out = dict(batch)
+    for stream, (image, label) in enumerate((("image", "label"), ("unlabelled", ""))):
+        if image in batch:
+            stream_key = jax.random.fold_in(key, stream)
+            out[image], labels = _augment(stream_key, out[image], out.get(label), config, patch_size, spacing)
+            if labels is not None:
+                out[label] = labels
+    return out
+
+
+def _augment(key, images, labels, config, patch_size, spacing):
+    """One image array [b, *s, c] with its labels [b, *s] or None."""
+    _check(images, labels, config, patch_size, spacing)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
+    draw = partial(_draw, config=config, channels=images.shape[-1], patch_size=patch_size, spacing=spacing)
+    row = partial(_apply, config=config, patch_size=patch_size, spacing=spacing)
+
+    def one_by_one(*rows):
+        return jax.lax.map(lambda r: row(*r), rows)
+
+    # Under `map` a step costs nothing for rows that it spares; under `vmap` every row pays for every step, ten times as
+    # much on a CPU (4 x 40 x 56 x 40 voxels on 2 cores: 7 ms against 75). Accelerators want the rows side by side.
+    return jax.lax.platform_dependent(jax.vmap(draw)(keys), images, labels, cpu=one_by_one, default=jax.vmap(row))
+
+
+def _check(images, labels, config, patch_size, spacing):
+    size = images.shape[1:-1]
+    if len(patch_size) not in (2, 3) or len(size) != len(patch_size) or len(spacing) != len(patch_size):
+        raise ValueError(f"image {images.shape}, patch {patch_size} and spacing {spacing} differ in dimensions")
+    if any(n < p for n, p in zip(size, patch_size, strict=True)):
+        raise ValueError(f"samples of {size} are smaller than the patch {patch_size}")
+    if labels is not None and (labels.shape != images.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer)):
+        raise ValueError(f"labels {labels.shape} {labels.dtype} must be integers of shape {images.shape[:-1]}")
+    if config.p_color and images.shape[-1] != 3:
+        raise UserError("Colour augmentation needs three channels", found=images.shape[-1], remedy="p_color=0")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chance: all random numbers of a sample but its noise
+
+
+def _draw(key: Array, *, config: Augment, channels: int, patch_size: tuple[int, ...], spacing: tuple[float, ...]):
+    """What happens to one sample, as a dict of small arrays. Each number hangs on the key and its own name only."""
+    c, dim = channels, len(patch_size)
+    axes = moving_axes(patch_size, spacing)
+
+    def stream(name):
+        return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+    def uniform(name, bounds, shape=()):
+        return jax.random.uniform(stream(name), shape, jnp.float32, *bounds)
+
+    def chance(p, shape=()):
+        """Whether the step whose probability is the field named `p` is taken."""
+        return uniform(p, (0, 1), shape) < getattr(config, p)
+
+    def factor(name, bounds, shape=()):
+        """Below 1 half the time and above it otherwise, so that (0.7, 1.4) shrinks as often as it enlarges."""
+        u = uniform(name, (-1, 1), shape)
+        return 1 + u * jnp.where(u < 0, 1 - bounds[0], bounds[1] - 1)
+
+    draw = {}
+    if config.moves:
+        draw |= _draw_geometry(uniform, chance, factor, config, axes, patch_size, spacing)
+    if config.p_mirror:
+        allowed = np.isin(np.arange(dim), range(dim) if config.mirror_axes is None else config.mirror_axes)
+        draw["mirror"] = chance("p_mirror", (dim,)) & allowed
+    if config.p_color:
+        draw["color"] = chance("p_color")
+        draw["mixing"] = _color_matrix(
+            uniform("hue", (-config.hue, config.hue)), factor("saturation", config.saturation)
+        )
+    if config.p_noise:
+        draw["noise"] = chance("p_noise")
+        draw["noise_key"], draw["noise_deviation"] = stream("noise"), uniform("noise_deviation", config.noise)
+    if config.p_blur or config.p_low_resolution:
+        blurred = chance("p_blur") & (uniform("blurred", (0, 1), (c,)) < config.p_channel)
+        coarse = chance("p_low_resolution") & (uniform("coarse", (0, 1), (c,)) < config.p_channel)
+        draw["smooth"] = blurred.any() | coarse.any()
+        draw["blur"] = jnp.where(blurred[:, None], uniform("blur", config.blur, (c, dim)), 0)
+        draw["keep"] = jnp.where(coarse, uniform("low_resolution", config.low_resolution, (c,)), 1)
+    if config.p_brightness or config.p_shift:
+        draw["brightness"] = jnp.where(chance("p_brightness"), factor("brightness", config.brightness, (c,)), 1)
+        draw["shift"] = jnp.where(chance("p_shift"), uniform("shift", config.shift, (c,)), 0)
+    for name, bounds in (("contrast", config.contrast), ("gamma_inverted", config.gamma), ("gamma", config.gamma)):
+        if getattr(config, f"p_{name}"):
+            draw[name], draw[f"{name}_factor"] = chance(f"p_{name}"), factor(name, bounds, (c,))
+    return draw
+
+
+def _draw_geometry(uniform, chance, factor, config, axes, patch_size, spacing):
+    """Where the patch's voxels come from along the n moving axes: matrix [n, n], offset [n], points [n, *grid]."""
+    n = len(axes)
+    size, mm = np.array(patch_size)[list(axes)], np.array(spacing)[list(axes)]
+    extent = size * mm
+    taken = {p: chance(p) for p in ("p_rotation", "p_scale", "p_shear", "p_translation", "p_elastic")}
+    limit = config.rotation
+    if limit is None:
+        limit = 30.0 if n == 3 else 180.0 if extent.max() <= 1.5 * extent.min() else 15.0
+    angles = jnp.where(taken["p_rotation"], uniform("rotation", (-limit, limit), (1 if n == 2 else 3,)), 0)
+    scale = factor("scale", config.scale, (n if config.scale_per_axis else 1,))
+    shear = jnp.tan(jnp.deg2rad(uniform("shear", config.shear, (n, n)))) * np.triu(np.ones((n, n)), 1)
+    matrix = rotation_matrix(angles) * jnp.where(taken["p_scale"], scale, 1)
+    matrix = jnp.matmul(matrix, jnp.eye(n) + jnp.where(taken["p_shear"], shear, 0), precision="highest")
+    draw = {"move": jnp.stack(list(taken.values())).any(), "matrix": matrix * mm / mm[:, None]}
+    draw["offset"] = jnp.where(taken["p_translation"], uniform("translation", config.translation, (n,)) * size, 0)
+    if config.p_elastic:
+        largest = jnp.where(taken["p_elastic"], uniform("elastic", config.elastic), 0)
+        points = uniform("points", (-1, 1), (n, *(config.elastic_cells + 3,) * n)) * largest
+        draw["points"] = points * ((size - 1) / config.elastic_cells).reshape(n, *(1,) * n)
+    return draw
+
+
+def rotation_matrix(degrees: Float[Array, " r"]) -> Float[Array, "n n"]:
+    """One angle: 2 x 2. Three angles: 3 x 3, the product of the rotations about the first, second and third axis."""
+    cosines, sines = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+    if degrees.shape == (1,):
+        return jnp.array([[cosines[0], -sines[0]], [sines[0], cosines[0]]])
+    matrix = jnp.eye(3)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        turn = (
+            jnp.eye(3)
+            .at[(i, i, j, j), (i, j, i, j)]
+            .set(jnp.array([cosines[axis], -sines[axis], sines[axis], cosines[axis]]))
+        )
+        matrix = jnp.matmul(matrix, turn, precision="highest")
+    return matrix
+
+
+def _color_matrix(degrees: Array, saturation: Array) -> Float[Array, "3 3"]:
+    """Turn colours about the grey axis (1, 1, 1) (Rodrigues) and scale their distance from it."""
+    grey = jnp.full((3, 3), 1 / 3)
+    cross = jnp.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    angle = jnp.deg2rad(degrees)
+    return grey + saturation * (jnp.cos(angle) * (jnp.eye(3) - grey) + jnp.sin(angle) * cross)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One sample
+
+
+def _apply(draw, image, label, *, config: Augment, patch_size: tuple[int, ...], spacing: tuple[float, ...]):
+    """One sample [*s, c], [*s] with what was drawn for it -> [*p, c] float32, [*p]."""
+    axes = moving_axes(patch_size, spacing)
+    image = image.astype(jnp.float32)
+
+    def still(image, label):
+        return _crop(image, patch_size), None if label is None else _crop(label, patch_size)
+
+    def moved(image, label):
+        displacement = elastic_field(draw["points"], [patch_size[i] for i in axes]) if config.p_elastic else None
+        return _resample(image, label, draw["matrix"], draw["offset"], displacement, axes, patch_size)
+
+    image, label = jax.lax.cond(draw["move"], moved, still, image, label) if config.moves else still(image, label)
+    if config.p_mirror:
+        image = _mirror(image, draw["mirror"])
+        label = None if label is None else _mirror(label, draw["mirror"])
+    return _intensity(draw, image, config, axes), label
+
+
+def _intensity(draw, image: Image, config: Augment, axes: tuple[int, ...]) -> Image:
+    def step(name, change):
+        return jax.lax.cond(draw[name], change, lambda image: image, image)
+
+    if config.p_color:
+        image = step("color", lambda x: jnp.matmul(x, draw["mixing"].T, precision="highest"))
+    if config.p_noise:
+        image = step("noise", lambda x: x + draw["noise_deviation"] * jax.random.normal(draw["noise_key"], x.shape))
+    if config.p_blur or config.p_low_resolution:
+        image = step("smooth", lambda x: smooth(x, draw["blur"], draw["keep"], axes))
+    if config.p_brightness or config.p_shift:
+        image = image * draw["brightness"] + draw["shift"]
+    if config.p_contrast:
+        image = step("contrast", lambda x: contrast(x, draw["contrast_factor"]))
+    if config.p_gamma_inverted:
+        image = step("gamma_inverted", lambda x: -gamma(-x, draw["gamma_inverted_factor"]))
+    if config.p_gamma:
+        image = step("gamma", lambda x: gamma(x, draw["gamma_factor"]))
+    return image
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Geometry
+
+
+def _crop(array: Array, size: Sequence[int]) -> Array:
+    """[*s, ...] -> its middle [*p, ...]."""
+    starts = [(n - p) // 2 for n, p in zip(array.shape, size, strict=False)]
+    return array[tuple(slice(start, start + p) for start, p in zip(starts, size, strict=True))]
+
+
+def _mirror(array: Array, chosen: Bool[Array, " n"]) -> Array:
+    for axis in range(chosen.size):
+        array = jnp.where(chosen[axis], jnp.flip(array, axis), array)
+    return array
+
+
+def _resample(image, label, matrix, offset, displacement, axes, patch_size):
+    """`resample` over the moving axes; the third axis, where it stays, is cropped and rides along as channels."""
+    if label is not None:
+        label = label[..., None]  # [*s, 1]
+    through = next((i for i in range(len(patch_size)) if i not in axes), None)
+    if through is None:
+        image, label = resample(image, label, matrix, offset, displacement, patch_size)
+    else:
+        size, depth = tuple(patch_size[i] for i in axes), patch_size[through]
+
+        def fold(array):  # [*s, c] -> [h, w, depth * c]
+            start = (array.shape[through] - depth) // 2
+            array = jnp.moveaxis(jax.lax.slice_in_dim(array, start, start + depth, axis=through), through, 2)
+            return array.reshape(*array.shape[:2], -1)
+
+        def unfold(array):  # [*size, depth * c] -> [*p, c]
+            return jnp.moveaxis(array.reshape(*size, depth, -1), 2, through)
+
+        image, label = resample(fold(image), None if label is None else fold(label), matrix, offset, displacement, size)
+        image, label = unfold(image), None if label is None else unfold(label)
+    return image, None if label is None else label[..., 0]
+
+
+def resample(
+    image: Float[Array, "*s c"],
+    label: Int[Array, "*s m"] | None,
+    matrix: Float[Array, "n n"],
+    offset: Float[Array, " n"],
+    displacement: Float[Array, "n *p"] | None,
+    size: Sequence[int],
+) -> tuple[Float[Array, "*p c"], Int[Array, "*p m"] | None]:
+    """Read image (linearly) and label (nearest) at `matrix @ (o + displacement) + offset`, outside = 0.
+
+    o is a voxel's place relative to the middle of the patch, the result relative to the middle of the centre crop that
+    the identity would give; all in voxels. Equals SciPy's affine_transform with mode="grid-constant", order 1 and 0.
+    """
+    full, n = image.shape[:-1], len(size)
+    middle = [(p - 1) / 2 for p in size]
+    place = [jax.lax.broadcasted_iota(jnp.float32, tuple(size), i) - middle[i] for i in range(n)]
+    if displacement is not None:
+        place = [place[i] + displacement[i] for i in range(n)]
+    start = [(s - p) // 2 + m for s, p, m in zip(full, size, middle, strict=True)]
+    at = [sum(matrix[i, j] * place[j] for j in range(n)) + (offset[i] + start[i]) for i in range(n)]
+
+    low = [jnp.floor(a) for a in at]
+    out = jnp.zeros((), jnp.float32)
+    for corner in np.ndindex(*(2,) * n):
+        index = [low[i].astype(jnp.int32) + corner[i] for i in range(n)]
+        share = [at[i] - low[i] if corner[i] else 1 - (at[i] - low[i]) for i in range(n)]
+        weight = jnp.where(_inside(index, full), reduce(mul, share), 0)
+        out += weight[..., None] * _gather(image, index)
+    if label is None:
+        return out, None
+    index = [jnp.floor(a + 0.5).astype(jnp.int32) for a in at]
+    return out, jnp.where(_inside(index, full)[..., None], _gather(label, index), 0)
+
+
+def _inside(index: list[Array], size: Sequence[int]) -> Array:
+    return reduce(and_, [(i >= 0) & (i < side) for i, side in zip(index, size, strict=True)])
+
+
+def _gather(array: Array, index: list[Array]) -> Array:
+    """array [*s, c] at clipped voxel indices [*p] each -> [*p, c]. One flat index: XLA's gather is fastest so."""
+    flat = jnp.zeros((), jnp.int32)
+    for i, side in zip(index, array.shape[:-1], strict=True):
+        flat = flat * side + jnp.clip(i, 0, side - 1)
+    return array.reshape(-1, array.shape[-1]).at[flat].get(mode="promise_in_bounds")
+
+
+def elastic_field(points: Float[Array, "n *g"], size: Sequence[int]) -> Float[Array, "n *p"]:
+    """Cubic B-spline through a coarse grid of control points: a displacement for every voxel of the patch."""
+    for axis, side in enumerate(size):
+        basis = _spline_basis(side, points.shape[axis + 1] - 3)  # [side, g]
+        points = jnp.moveaxis(jnp.tensordot(basis, points, (1, axis + 1), precision="highest"), 0, axis + 1)
+    return points
+
+
+def _spline_basis(side: int, cells: int) -> np.ndarray:
+    """[side, cells + 3]: weights of the control points of a uniform cubic B-spline for each voxel; rows sum to 1."""
+    t = np.abs(np.linspace(1, cells + 1, side)[:, None] - np.arange(cells + 3))
+    inner, outer = 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6
+    return np.where(t < 1, inner, outer).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Intensity
+
+
+def smooth(image: Image, deviation: Float[Array, "c n"], keep: Float[Array, " c"], axes: Sequence[int]) -> Image:
+    """Gaussian blur, then low resolution. Both are linear along each axis, so they are one matrix an axis and channel.
+
+    Args:
+        deviation: of the Gaussian in voxels for each channel and axis; 0 leaves the channel as it is.
+        keep: share of the voxels kept along each of `axes`, for each channel; 1 leaves it as it is.
+    """
+    letters = "xyz"[: image.ndim - 1]
+    for axis, letter in enumerate(letters):
+        side = image.shape[axis]
+        matrix = _blur_matrix(deviation[:, axis], side)
+        if axis in axes:
+            matrix = jnp.matmul(_coarse_matrix(keep, side), matrix, precision="highest")
+        image = jnp.einsum(
+            f"ci{letter},{letters}c->{letters.replace(letter, 'i')}c", matrix, image, precision="highest"
+        )
+    return image
+
+
+def _blur_matrix(deviation: Float[Array, " c"], side: int) -> Float[Array, "c side side"]:
+    """Gaussian weights, cut off at the border and normalised; the identity for deviation 0."""
+    distance = np.subtract.outer(np.arange(side), np.arange(side)).astype(np.float32)
+    weights = jnp.exp(-0.5 * (distance / jnp.maximum(deviation, 1e-3)[:, None, None]) ** 2)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _coarse_matrix(keep: Float[Array, " c"], side: int) -> Float[Array, "c side side"]:
+    """Nearest-neighbour reduction to round(keep * side) voxels, then linear interpolation back, as in nnU-Net."""
+    count = jnp.maximum(jnp.round(keep * side), 1)[:, None]  # [c, 1]
+    at = jnp.clip((np.arange(side) + 0.5) * count / side - 0.5, 0, count - 1)  # [c, side]
+    low = jnp.floor(at)
+    matrix = jnp.zeros((), jnp.float32)
+    for coarse, share in ((low, 1 - (at - low)), (jnp.minimum(low + 1, count - 1), at - low)):
+        source = jnp.clip(jnp.floor((coarse + 0.5) * side / count), 0, side - 1).astype(jnp.int32)
+        matrix += share[..., None] * jax.nn.one_hot(source, side)
+    return matrix
+
+
+def contrast(image: Image, factor: Float[Array, " c"]) -> Image:
+    """Scale each channel about its mean and clip it to the range that it had."""
+    space = tuple(range(image.ndim - 1))
+    mean = image.mean(space)
+    return jnp.clip((image - mean) * factor + mean, image.min(space), image.max(space))
+
+
+def gamma(image: Image, exponent: Float[Array, " c"]) -> Image:
+    """Raise each channel, brought to [0, 1], to a power; then restore its mean and standard deviation.
+
+    A constant channel stays what it is.
+    """
+    space = tuple(range(image.ndim - 1))
+    low = image.min(space)
+    span = image.max(space) - low
+    unit = (image - low) / jnp.where(span > 0, span, 1)
+    bent = unit**exponent
+    ratio = unit.std(space) / jnp.maximum(bent.std(space), 1e-8)
+    return ((bent - bent.mean(space)) * ratio + unit.mean(space)) * span + low

@@ -1,0 +1,292 @@
+"""What the values of mask files mean: 0/1, 0/255, soft edges, several values, colours; and how classes are encoded."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from medseg_jax.data import io
+from medseg_jax.data.convert.found import Found, Layout
+from medseg_jax.data.convert.options import Ambiguous, Options
+from medseg_jax.types import Geometry, UserError
+
+MIDDLE = 127
+IGNORE = 254
+"""Class number of ignored voxels until the number of classes is known."""
+
+LOSSY = (".jpg", ".jpeg")
+
+
+def read_mask(path: Path, key: str | None, options: Options) -> tuple[np.ndarray, Geometry]:
+    """Raw mask: numbers [*s], or colours [h, w, 3] if its channels differ.
+
+    A palette picture gives its index (what `io.read_label` says of inverted grey palettes holds); JPEG noise in the colour
+    of a grey mask is overlooked.
+    """
+    if io.SUFFIXES[io.suffix(path)] != "picture":
+        if options.threshold is None:
+            return io.read_label(path, key)
+        values, geometry = io.read_image(path, key)
+        return values[..., 0], geometry
+    with Image.open(path) as header:
+        palette = header.mode == "P"
+    if palette:
+        return io.read_label(path)
+    values, geometry = io.read_image(path)
+    if values.shape[-1] == 1:
+        return values[..., 0], geometry
+    tolerance = 48 if io.suffix(path) in LOSSY else 0
+    low, high = values.min(-1), values.max(-1)
+    grey = tolerance >= int((high - low).max())
+    return (
+        values[..., 0] if not tolerance else values.mean(-1).round().astype(values.dtype)
+    ) if grey else values, geometry
+
+
+def is_coloured(mask: np.ndarray, path: Path) -> bool:
+    """True for what `read_mask` gives of a coloured picture: [h, w, 3], not a volume."""
+    return mask.ndim == 3 and mask.shape[-1] == 3 and io.SUFFIXES[io.suffix(path)] == "picture"
+
+
+# --------------------------------------------------------------------------------------------------- what masks hold
+
+
+@dataclass
+class Survey:
+    """What all masks of one domain and tag hold."""
+
+    files: int = 0
+    lossy: int = 0
+    voxels: Counter = field(default_factory=Counter)
+    first: dict[int, Path] = field(default_factory=dict)
+    largest: dict[Path, int] = field(default_factory=dict)
+    counted: int = 0  # files whose values are 1, 2, ..., n, one connected object each
+    colours: Counter = field(default_factory=Counter)
+    coloured: Path | None = None
+
+    def add(self, path: Path, mask: np.ndarray) -> None:
+        self.files += 1
+        lossy = io.suffix(path) in LOSSY
+        self.lossy += lossy
+        if is_coloured(mask, path):
+            self.coloured = self.coloured or path
+            self.colours += _count_colours(mask, lossy)
+            mask = mask.max(-1)
+        values, counts = _count_values(mask)
+        self.voxels.update(dict(zip(values, counts, strict=True)))
+        for value in values:
+            self.first.setdefault(value, path)
+        self.largest[path] = max(values)
+        foreground = [value for value in values if value]
+        if mask.ndim == 2 and 3 < len(foreground) < 500 and foreground == list(range(1, len(foreground) + 1)):
+            self.counted += _single_objects(mask, len(foreground))
+
+    @property
+    def foreground(self) -> list[int]:
+        return sorted(value for value in self.voxels if value)
+
+
+def _count_values(mask: np.ndarray) -> tuple[list[int], list[int]]:
+    if mask.dtype == np.uint8:
+        counts = np.bincount(mask.ravel(), minlength=256)
+        values = np.flatnonzero(counts)
+        return values.tolist(), counts[values].tolist()
+    values, counts = np.unique(mask, return_counts=True)
+    return values.tolist(), counts.tolist()
+
+
+def _count_colours(mask: np.ndarray, lossy: bool) -> Counter:
+    """JPEG colours are taken as the pure ones they were drawn in."""
+    if lossy:
+        mask = np.where(mask > MIDDLE, np.uint8(255), np.uint8(0))
+    packed = (mask.astype(np.uint32) * np.array([1 << 16, 1 << 8, 1], np.uint32)).sum(-1, dtype=np.uint32)
+    values, counts = np.unique(packed, return_counts=True)
+    colours = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
+    return Counter(dict(zip(colours, counts.tolist(), strict=True)))
+
+
+def _single_objects(mask: np.ndarray, number: int) -> bool:
+    """True if most values of a mask are one connected object each: instance numbers rather than classes."""
+    single = 0
+    for value, box in enumerate(ndimage.find_objects(mask), start=1):
+        single += box is not None and ndimage.label(mask[box] == value, np.ones((3, 3)))[1] == 1
+    return single >= 0.8 * number
+
+
+@dataclass
+class Study:
+    """Surveys by (domain, tag), and how many voxels lie in more than one class."""
+
+    surveys: dict[tuple[str, str], Survey] = field(default_factory=lambda: defaultdict(Survey))
+    overlap: int = 0
+    overlap_at: Path | None = None
+
+    @property
+    def tags(self) -> list[str]:
+        return list(dict.fromkeys(tag for _, tag in self.surveys))
+
+    @property
+    def domains(self) -> list[str]:
+        return list(dict.fromkeys(domain for domain, _ in self.surveys))
+
+
+def study_masks(cases: Iterable[Found], layout: Layout, options: Options) -> Study:
+    """Reads every mask once, one case at a time."""
+    study = Study()
+    key = layout.keys[1] if layout.keys else None
+    for case in cases:
+        seen: dict[str, np.ndarray] = {}  # tag -> foreground
+        for mask in case.masks:
+            values, _ = read_mask(mask.path, key, options)
+            study.surveys[case.domain, mask.tag].add(mask.path, values)
+            if len(case.masks) > 1:
+                drawn = likely_foreground(values.max(-1) if is_coloured(values, mask.path) else values, options)
+                if mask.tag in seen and seen[mask.tag].shape == drawn.shape:
+                    drawn = drawn | seen[mask.tag]
+                seen[mask.tag] = drawn
+        if len(seen) > 1 and len({drawn.shape for drawn in seen.values()}) == 1:
+            shared = int((np.sum(list(seen.values()), axis=0, dtype=np.uint8) > 1).sum())
+            study.overlap += shared
+            study.overlap_at = study.overlap_at or (case.file if shared else None)
+    study.surveys = dict(sorted(study.surveys.items(), key=lambda item: item[0][0]))
+    return study
+
+
+def likely_foreground(values: np.ndarray, options: Options) -> np.ndarray:
+    threshold = options.threshold
+    if threshold is None:
+        threshold = values.max(initial=0) / 2 if values.max(initial=0) <= MIDDLE else MIDDLE
+    return (values > threshold) ^ options.invert
+
+
+# ------------------------------------------------------------------------------------------------ what a value means
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a mask becomes class numbers.
+
+    Attributes:
+        above: binary masks: foreground (`number`) lies above this value, at or below it with `invert`.
+        table: masks with values: source value -> class number.
+        palette: coloured masks: class number of each colour; anything between takes the nearest colour's.
+        ignored: source value that is given the class number IGNORE.
+    """
+
+    above: float | None = None
+    invert: bool = False
+    number: int = 1
+    table: tuple[tuple[int, int], ...] = ()
+    palette: tuple[tuple[tuple[int, int, int], int], ...] = ()
+    ignored: int | None = None
+
+    def apply(self, mask: np.ndarray, file: Path) -> np.ndarray:
+        """Raw mask -> class numbers [*s] uint8."""
+        coloured = is_coloured(mask, file)
+        if self.palette:
+            return self._nearest(mask if coloured else np.repeat(mask[..., None], 3, -1))
+        mask = mask.max(-1) if coloured else mask
+        if self.above is not None:
+            numbers = ((mask > self.above) ^ self.invert).astype(np.uint8) * np.uint8(self.number)
+        else:
+            numbers = self._look_up(mask, file)
+        if self.ignored is not None:
+            numbers[mask == self.ignored] = IGNORE
+        return numbers
+
+    def _look_up(self, mask: np.ndarray, file: Path) -> np.ndarray:
+        table = np.full(max(int(mask.max(initial=0)), *(value for value, _ in self.table)) + 1, 255, np.uint8)
+        for value, number in (*self.table, *(((self.ignored, IGNORE),) if self.ignored is not None else ())):
+            table[value : value + 1] = number
+        numbers = table[mask]
+        if (unknown := numbers == 255).any():
+            values = np.unique(mask[unknown]).tolist()
+            raise UserError("The mask holds values that stand for nothing", file=file, found=values[:10])
+        return numbers
+
+    def _nearest(self, mask: np.ndarray) -> np.ndarray:
+        colours = np.array([colour for colour, _ in self.palette], np.int32)  # [n, 3]
+        distance = np.stack([np.abs(mask - colour).sum(-1) for colour in colours])  # [n, h, w]
+        return np.array([number for _, number in self.palette], np.uint8)[distance.argmin(0)]
+
+
+def is_binary(survey: Survey) -> bool:
+    """One foreground value, or soft edges: few voxels between 0 and the top, or too many levels to be classes."""
+    values = survey.foreground
+    if len(values) <= 1:
+        return True
+    if values[-1] <= MIDDLE:
+        return False
+    return len(values) > 8 or _between(survey) < 0.02
+
+
+def _between(survey: Survey) -> float:
+    """Share of voxels between background and the largest value among all voxels that are not background."""
+    inside = sum(count for value, count in survey.voxels.items() if value)
+    return 1 - survey.voxels[survey.foreground[-1]] / inside if inside else 0.0
+
+
+def numbered_objects(survey: Survey) -> bool:
+    """True if the values look like instance numbers: contiguous, connected, and of very different number by file."""
+    largest = sorted(survey.largest.values())
+    return survey.counted > 0 and survey.counted * 2 >= survey.files and largest[-1] > 1.5 * max(1, largest[0])
+
+
+def threshold_of(survey: Survey, options: Options) -> tuple[float, str]:
+    """Threshold of a binary mask, and what to say about it."""
+    values = survey.foreground
+    top = values[-1] if values else 255
+    if options.threshold is not None:
+        return options.threshold, f"above {options.threshold:g}"
+    if len(values) <= 1:
+        return top / 2, f"0/{top}"
+    if top <= MIDDLE:
+        raise UserError(
+            "A mask of one class holds several values",
+            file=survey.first[values[-1]],
+            found=values[:10],
+            expected="0/1 or 0/255",
+            remedy="--threshold 0 (all above 0 is foreground)",
+        )
+    _refuse_mixture(survey)
+    grey = sum(count for value, count in survey.voxels.items() if 32 < value < 224) / sum(survey.voxels.values())
+    if grey > 0.2 and len(values) > 8:
+        raise UserError(
+            "These masks look like ordinary images",
+            file=survey.first[values[-1]],
+            found=f"{len(values)} grey values, {grey:.0%} of the pixels between black and white",
+            remedy="--masks SUBFOLDER names the right folder; --threshold 127 if they are meant",
+        )
+    why = "JPEG ringing" if survey.lossy else f"{len(values) + 1} levels" if len(values) <= 8 else "soft edges"
+    return MIDDLE, f"{why}: {_between(survey):.1%} of the drawn pixels are grey; above {MIDDLE} is foreground"
+
+
+def _refuse_mixture(survey: Survey) -> None:
+    """0/1 and 0/255 in one folder: 1 may be foreground or noise."""
+    dark = [path for path, top in survey.largest.items() if top == 1 and io.suffix(path) not in LOSSY]
+    if dark:
+        raise Ambiguous(
+            "Some masks of a folder hold 0/1 and others 0/255",
+            [("1 is foreground, too", {"threshold": 0}), ("1 is noise", {"threshold": MIDDLE})],
+            file=dark[0],
+            found=f"{len(dark)} of {survey.files} masks with no value above 1",
+        )
+
+
+def union(surveys: Sequence[Survey]) -> Survey:
+    """All surveys as one."""
+    total = Survey()
+    for survey in surveys:
+        total.files += survey.files
+        total.lossy += survey.lossy
+        total.counted += survey.counted
+        total.voxels += survey.voxels
+        total.colours += survey.colours
+        total.coloured = total.coloured or survey.coloured
+        total.largest |= survey.largest
+        total.first = survey.first | total.first
+    return total

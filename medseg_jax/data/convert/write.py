@@ -1,0 +1,309 @@
+"""Writes the canonical folder: case by case into a temporary folder beside the target, which is then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from medseg_jax.data import geometry as space
+from medseg_jax.data import io
+from medseg_jax.data.convert.coding import Coding
+from medseg_jax.data.convert.found import Found, Layout
+from medseg_jax.data.convert.options import Options, parse_numbers
+from medseg_jax.data.dataset import Dataset
+from medseg_jax.types import Case, Geometry, UserError
+
+MARKER = ".medseg-convert"
+"""Lies in a temporary folder, so that only our own leftovers are ever removed."""
+
+FOLDERS = {"train": "Tr", "val": "Tr", "test": "Ts"}
+
+
+# -------------------------------------------------------------------------------------------------------- the target
+
+
+def check_target(src: Path, dst: Path, options: Options) -> None:
+    """Refuses a target that exists, or that lies in the source."""
+    if dst.resolve() == src.resolve() or dst.resolve().is_relative_to(src.resolve()):
+        raise UserError(
+            "The target lies in the source, which is left untouched", file=dst, remedy="choose another place"
+        )
+    if src.resolve().is_relative_to(dst.resolve()):
+        raise UserError("The source lies in the target", file=src, remedy="choose another place")
+    if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
+        return
+    if not options.overwrite:
+        raise UserError("The target exists", file=dst, remedy="--overwrite replaces it, or choose another name")
+    if not (dst / "dataset.json").is_file():
+        raise UserError("The target is no data set, so it is not replaced", file=dst, remedy="choose another place")
+
+
+@contextmanager
+def target(dst: Path) -> Iterator[Path]:
+    """DST.tmp to write into; becomes DST if all went well, else is removed."""
+    temporary, old = (dst.with_name(dst.name + ending) for ending in (".tmp", ".old"))
+    for folder in (temporary, old):
+        _remove_leftover(folder)
+    temporary.mkdir(parents=True)
+    (temporary / MARKER).touch()
+    try:
+        yield temporary
+        if dst.exists():
+            os.replace(dst, old)
+            (old / MARKER).touch()
+        (temporary / MARKER).unlink()
+        os.replace(temporary, dst)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _remove_leftover(old)
+
+
+def _remove_leftover(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not (folder / MARKER).is_file():
+        raise UserError("A folder is in the way", file=folder, expected="nothing there", remedy="move or delete it")
+    shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ format
+
+
+def choose_ending(cases: Sequence[Found], layout: Layout) -> str:
+    """One ending for all files: .nii.gz for volumes, .png for pictures of whole numbers, .tif for other pictures."""
+    kinds = {io.SUFFIXES[io.suffix(path)] for case in cases for path in case.images}
+    if kinds == {"nifti"}:
+        return ".nii.gz"
+    if kinds == {"picture"} and not any(io.suffix(p) in (".tif", ".tiff") for c in cases for p in c.images):
+        return ".png"
+    arrays, geometry = zip(*(read_channels(case, layout) for case in _sample(cases)), strict=True)
+    ranks = {len(g.shape) for g in geometry}
+    if len(ranks) > 1:
+        raise UserError(
+            "Pictures and volumes cannot be mixed in one data set", file=cases[0].file, found=f"{ranks} axes"
+        )
+    if ranks == {3}:
+        return ".nii.gz"
+    grey = all(array.shape[-1] == 1 for array in arrays)
+    whole = all(array.dtype == np.uint8 or (array.dtype == np.uint16 and grey) for array in arrays)
+    return ".png" if whole else ".tif"
+
+
+def _sample(cases: Sequence[Found]) -> list[Found]:
+    """The first case of each domain."""
+    return list({case.domain: case for case in reversed(cases)}.values())
+
+
+def choose_channels(cases: Sequence[Found], layout: Layout, options: Options) -> tuple[str, ...]:
+    """Names of the input channels: as said, as the source says, R, G, B of coloured pictures.
+
+    Pictures are looked at by their headers alone: grey ones among coloured ones become coloured.
+    """
+    given = tuple(name.strip() for name in (options.channels or "").split(",") if name.strip())
+    if all(io.SUFFIXES[io.suffix(case.file)] == "picture" and len(case.images) == 1 for case in cases):
+        number = max(picture_channels(case.file) for case in cases)
+    else:
+        number = read_channels(cases[0], layout)[0].shape[-1]
+    names = given or layout.channels or {1: ("image",), 3: ("R", "G", "B")}.get(number, ())
+    names = names or tuple(f"channel_{i}" for i in range(number))
+    if len(names) != number:
+        raise UserError(
+            "The number of channels is not that of their names",
+            file=cases[0].file,
+            found=f"{number} channels, names {', '.join(names)}",
+            remedy="--channels " + ",".join(f"NAME{i}" for i in range(number)),
+        )
+    return names
+
+
+def picture_channels(path: Path) -> int:
+    """1 or 3, without decoding the picture."""
+    try:
+        with Image.open(path) as image:
+            if image.mode == "P":
+                palette = np.array(image.getpalette() or [0], np.uint8).reshape(-1, 3)
+                return 1 if (palette == palette[:, :1]).all() else 3
+            return 3 if len([band for band in image.getbands() if band != "A"]) > 1 else 1
+    except OSError as error:
+        raise UserError(
+            "The picture cannot be read", file=path, found=error, remedy="copy or download it again"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- cases
+
+
+def read_channels(case: Found, layout: Layout) -> tuple[np.ndarray, Geometry]:
+    """Image [*s, c] on the grid of its first file; the others are resampled onto it (linearly) where they differ."""
+    key = layout.keys[0] if layout.keys else None
+    first, geometry = io.read_image(case.images[0], key)
+    channels = [first]
+    for path in case.images[1:]:
+        image, other = io.read_image(path, key)
+        if space.same_space(other, geometry):
+            image = space.resample_to(image, other, geometry, order=1)
+        channels.append(image)
+    return (np.concatenate(channels, -1) if len(channels) > 1 else first), geometry
+
+
+class Writer:
+    """Writes cases below `root`; remembers what it did to their files."""
+
+    def __init__(self, root: Path, ending: str, channels: int, layout: Layout, coding: Coding, options: Options):
+        self.root, self.ending, self.channels = root, ending, channels
+        self.layout, self.coding, self.options = layout, coding, options
+        self.spacing = parse_numbers("spacing", options.spacing)
+        self.units: set[str] = set()
+        self.copied = self.resized = self.ignored = 0
+
+    def write(self, case: Found) -> Case:
+        """Writes image and label of one case.
+
+        Raises:
+            UserError: the label has another size than the image, or a file cannot be read.
+        """
+        folder = "Un" if not case.labelled and case.split != "test" else FOLDERS[case.split]
+        images = self.root / f"images{folder}"
+        images.mkdir(parents=True, exist_ok=True)
+        paths, geometry, turn = self._write_images(case, images)
+        self.units.add(geometry.unit)
+        label = None
+        if case.labelled:
+            label = self.root / f"labels{folder}" / f"{case.name}{self.ending}"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            io.write_label(label, self._label(case, geometry, turn), geometry)
+        return Case(case.name, paths, label, case.domain, case.patient, case.split)
+
+    def _write_images(self, case: Found, folder: Path) -> tuple[tuple[Path, ...], Geometry, tuple[int, ...] | None]:
+        """Paths, geometry as written, and the order of axes that brought the array there (None: as read)."""
+        if len(case.images) == 1 and self._can_copy(case.file):
+            path = folder / f"{case.name}_0000{self.ending}"
+            _, geometry = io.read_image(case.file)
+            shutil.copyfile(case.file, path)
+            self.copied += 1
+            return (path,), geometry, None
+        image, geometry = read_channels(case, self.layout)
+        if image.shape[-1] == 1 and self.channels == 3:
+            image = np.repeat(image, 3, -1)  # [h, w, 3]
+        if image.shape[-1] != self.channels:
+            raise UserError(
+                "An image has another number of channels than the first one",
+                file=case.file,
+                found=image.shape[-1],
+                expected=self.channels,
+            )
+        turn = None
+        if len(geometry.shape) == 3 and geometry.header is None:
+            turn = self._axes(geometry.shape)
+            image = image.transpose(*turn, 3)
+            geometry = self._place(image.shape[:3], geometry)
+        if self.ending != ".nii.gz":
+            path = folder / f"{case.name}_0000{self.ending}"
+            io.write_image(path, image, geometry)
+            return (path,), geometry, turn
+        paths = tuple(folder / f"{case.name}_{i:04d}{self.ending}" for i in range(image.shape[-1]))
+        for i, path in enumerate(paths):
+            io.write_image(path, image[..., i : i + 1], geometry)
+        return paths, geometry, turn
+
+    def _can_copy(self, path: Path) -> bool:
+        """Bytes are kept where they already are what the data set wants."""
+        if path.suffix == ".gz" and self.ending == ".nii.gz" and path.name.endswith(".nii.gz"):
+            return self.channels == 1
+        if io.suffix(path) != self.ending or self.ending != ".png" or path.suffix != ".png":
+            return False
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) != 1
+            return not turned and (image.mode, self.channels) in (("L", 1), ("RGB", 3), ("I;16", 1))
+
+    def _axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Order that brings a bare volume to [d, h, w]: the shortest axis is the slice axis."""
+        axes = self.options.axes
+        if axes == "auto":
+            axes = "xyz" if shape[2] < min(shape[:2]) else "zyx"
+        return (2, 1, 0) if axes == "xyz" else (0, 1, 2)
+
+    def _place(self, shape: tuple[int, ...], geometry: Geometry) -> Geometry:
+        if not self.spacing and geometry.unit == "mm":
+            return Geometry(shape, geometry.affine, "mm")
+        spacing = self.spacing or (1.0, 1.0, 1.0)
+        if len(spacing) != 3:
+            raise UserError(
+                "--spacing needs a number for each axis", found=self.options.spacing, expected="three numbers"
+            )
+        affine = np.eye(4)
+        affine[:3, :3] = np.diag(spacing)[::-1]  # d, h, w point S, A, R
+        return Geometry(shape, affine, "mm" if self.spacing else "px")
+
+    def _label(self, case: Found, geometry: Geometry, turn: tuple[int, ...] | None) -> np.ndarray:
+        if case.masks:
+            label, found = self.coding.encode(case, self.layout, self.options)
+            label = label.transpose(turn) if turn is not None else label
+            if tuple(label.shape) != tuple(geometry.shape):
+                label = self._resize(case, label, found, geometry)
+        else:
+            label = np.zeros(geometry.shape, np.uint8)
+        ignore = self.coding.labels.ignore
+        if case.roi is not None and ignore is not None:
+            inside = self._field_of_view(case.roi, label.shape)
+            label[~inside] = ignore
+            self.ignored += 1
+        return label
+
+    def _resize(self, case: Found, label: np.ndarray, found: Geometry, geometry: Geometry) -> np.ndarray:
+        if not self.options.resize_labels:
+            raise UserError(
+                "The mask has another size than its image",
+                file=case.masks[0].path,
+                found=f"mask {' x '.join(map(str, label.shape))}, image {' x '.join(map(str, geometry.shape))}",
+                remedy="--resize-labels brings masks onto their images by nearest neighbour",
+            )
+        self.resized += 1
+        if found.unit == geometry.unit == "mm":
+            return space.resample_to(label[..., None], found, geometry, order="nearest")[..., 0]
+        pad = (None,) * (3 - label.ndim)
+        shape = (1,) * len(pad) + tuple(geometry.shape)
+        volume = label[*pad, ..., None]  # [d, h, w, 1]
+        return space.resample(volume, shape, "nearest").reshape(geometry.shape)
+
+    def _field_of_view(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """True inside; palettes are read as the colours a person sees."""
+        image, _ = io.read_image(path)
+        seen = image.max(-1)
+        inside = seen > seen.max() / 2
+        if inside.shape != shape:
+            raise UserError(
+                "The field of view has another size than the image", file=path, found=inside.shape, expected=shape
+            )
+        if not inside.any():
+            raise UserError("The field of view is empty", file=path)
+        return inside
+
+
+def write_dataset(
+    root: Path,
+    name: str,
+    channels: tuple[str, ...],
+    cases: Iterable[Case],
+    writer: Writer,
+    decisions: Sequence[tuple[str, str]],
+) -> None:
+    """dataset.json with what was decided on the way."""
+    unit = "mm" if writer.units == {"mm"} else "px"
+    lines = [f"{what}: {text}" for what, text in decisions]
+    dataset = Dataset(
+        root,
+        name,
+        channels,
+        writer.coding.labels,
+        tuple(sorted(cases, key=lambda case: case.id)),
+        writer.ending,
+        unit,
+        {"converted": lines},
+    )
+    dataset.save()

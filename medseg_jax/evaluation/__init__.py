@@ -1,0 +1,1 @@
+"""Scores of predictions: metrics on masks, evaluation of folders, reports to read."""

@@ -1,0 +1,565 @@
+"""Scores of a folder of predictions: every metric of every case and class, means, and how sure we are of them.
+
+    find_pairs     which prediction belongs to which reference, and what the classes are
+    score_case     all metrics of all classes of one case                               -> rows of cases.csv
+    summarise      means, spread and bootstrap intervals, overall, by class and domain   -> summary.json
+
+What is reported, and how (after Metrics Reloaded, Maier-Hein et al. 2024):
+
+* The mean of a case is the mean over its classes; the headline is the mean over cases, and so are sd and median.
+* A class that is empty in reference and prediction scores 1 (distances 0). If one of them is empty, it scores 0 and its
+  distances are infinite: cases.csv says so, and means take the diagonal of that image instead. No case is ever dropped.
+  `summary["present"]` holds the other convention (nnU-Net's): the mean over the cases in which the class occurs in the
+  reference or the prediction.
+* The 95 % interval is a percentile bootstrap over patients where patients are known, else over cases.
+* Voxels with the ignore label count as outside in both masks.
+* A volume one voxel thick along an axis is measured as the picture that it is; pictures without a known pixel size are
+  measured in px.
+"""
+
+import csv
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from medseg_jax import __version__
+from medseg_jax.data import geometry as space
+from medseg_jax.data import io
+from medseg_jax.data.dataset import Dataset, read_description, unknown_values
+from medseg_jax.evaluation.metrics.overlap import overlap, volume
+from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
+from medseg_jax.types import Labels, UserError
+
+METRICS = ("dice", "iou", "precision", "recall", "hd", "hd95", "assd", "nsd", "volume_error")
+"""Metrics of a mask, in the order of the columns; volume_error is |volume of the prediction - of the reference|."""
+
+DISTANCES = ("hd", "hd95", "assd")
+"""Those in mm (px for pictures), of which less is better."""
+
+COLUMNS: tuple[str, ...] = (
+    "case",
+    "class",
+    "domain",
+    "patient",
+    *METRICS,
+    "volume_prediction",
+    "volume_reference",
+    "empty",
+    "diagonal",
+)
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case to score: its reference, and its prediction (None: missing, scored as empty)."""
+
+    id: str
+    prediction: Path | None
+    reference: Path
+    domain: str = ""
+    patient: str = ""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is to be scored.
+
+    Attributes:
+        pairs: one per reference, sorted by id.
+        labels: the classes, or None where no dataset.json says what they are.
+        extra: predictions without a reference.
+        notes: decisions that the reader should know of.
+    """
+
+    pairs: tuple[Pair, ...]
+    labels: Labels | None
+    extra: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one case.
+
+    Attributes:
+        rows: one row of cases.csv per class, keys as in COLUMNS; none if every voxel carries the ignore label.
+        unit: of its spacing, "mm" or "px".
+        volume_unit: "ml", "mm²" or "px".
+        problem: why the case could not be scored, or "".
+    """
+
+    id: str
+    rows: tuple[dict[str, Any], ...] = ()
+    unit: str = ""
+    volume_unit: str = ""
+    problem: str = ""
+
+
+def evaluate(
+    pred: str | Path,
+    ref: str | Path,
+    out: str | Path,
+    *,
+    nsd_tolerance: float = 1.0,
+    labels: Labels | None = None,
+    split: str | None = None,
+    missing: Literal["error", "worst"] = "error",
+    seed: int = 0,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Score predictions against references; writes OUT/summary.json and OUT/cases.csv.
+
+    Args:
+        pred: folder of label maps, or one file.
+        ref: folder of label maps, one file, or a data set folder (whose dataset.json knows the classes, the ignore
+            label, domains and patients).
+        out: folder to write to; made if needed. It may be `pred`.
+        nsd_tolerance: distance within which surfaces agree, in mm (px for pictures).
+        labels: the classes; by default those of the dataset.json of `ref`, of the folder above it, or of `pred`, else
+            every value that the references hold.
+        split: cases of a data set to score; by default the splits that the predictions belong to.
+        missing: what to do where a reference has no prediction: "error", or "worst" to score it as empty.
+        seed: of the bootstrap.
+        workers: threads.
+
+    Returns:
+        What summary.json holds: mean, ci95, sd, median (over cases), present (nnU-Net's convention for empty masks),
+        each a dict of METRICS; classes, domains and patients with the same figures; numbers of cases and empty masks;
+        worst (ids, the worst first); settings.
+
+    Raises:
+        UserError: nothing to score, missing predictions, files that do not lie in one space, unknown label values. All
+            cases with a problem are listed at once; nothing is written.
+    """
+    found = find_pairs(Path(pred), Path(ref), split, missing)
+    notes = list(found.notes)
+    labels = labels or found.labels
+    if labels is None:
+        labels = _discover_labels(found.pairs)
+        values = ", ".join(str(vs[0]) for vs in labels.values)
+        notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
+    score = partial(_score_or_explain, labels=labels, nsd_tolerance=nsd_tolerance)
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        scores = list(pool.map(score, found.pairs))
+    _refuse_problems(scores)
+    unscored = [s.id for s in scores if not s.rows]
+    if unscored:
+        notes.append(f"Not scored, all voxels carry the ignore label: {', '.join(unscored)}.")
+    scored = [s for s in scores if s.rows]
+    rows = [row for s in scored for row in s.rows]
+    summary = summarise(rows, seed=seed) | {
+        "unit": scored[0].unit,
+        "volume_unit": scored[0].volume_unit,
+        "missing": [p.id for p in found.pairs if p.prediction is None],
+        "extra": [path.name for path in found.extra],
+        "unscored": unscored,
+        "notes": notes,
+        "settings": _settings(pred, ref, nsd_tolerance, labels, seed),
+    }
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "cases.csv", lambda file: _write_rows(file, rows))
+    _write(out / "summary.json", lambda file: json.dump(summary, file, indent=1, ensure_ascii=False, allow_nan=False))
+    return summary
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which prediction belongs to which reference
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def find_pairs(pred: Path, ref: Path, split: str | None, missing: str) -> Pairs:
+    """Match predictions and references by the stem of their file names; arguments and errors as in `evaluate`."""
+    for path, role in ((pred, "predictions"), (ref, "references")):
+        if not path.exists():
+            raise UserError(f"There are no {role} here", file=path, found="no such file or folder")
+    dataset = _dataset_of(ref)
+    predictions = _stems(pred)
+    notes = []
+    if dataset and ref == dataset.root:
+        references, chosen = _labels_of(dataset, split, predictions)
+        notes.append(f"Scored the labelled cases of the split {chosen}.")
+    elif split:
+        raise UserError(
+            "Only a data set has splits", file=ref, expected="a folder with dataset.json and labelsTr, as REF"
+        )
+    else:
+        references = _one_each(_stems(ref), endings=set())
+    if pred.is_file():
+        id, paths = predictions.popitem()
+        if ref.is_file():
+            id = io.stem(ref)
+        predictions, references = {id: paths}, {id: references[id]} if id in references else references
+    found = _one_each(predictions, endings={io.suffix(path) for path in references.values()})
+    _refuse_absent(pred, ref, references, found, missing)
+    cases = {case.id: case for case in dataset.cases} if dataset else {}
+    pairs = []
+    for id, reference in sorted(references.items()):
+        domain, patient = (cases[id].domain, cases[id].patient) if id in cases else ("", "")
+        pairs.append(Pair(id, found.get(id), reference, domain, patient))
+    extra = tuple(found[id] for id in sorted(found.keys() - references.keys()))
+    return Pairs(tuple(pairs), dataset.labels if dataset else _labels_near(ref, pred), extra, tuple(notes))
+
+
+def _dataset_of(ref: Path) -> Dataset | None:
+    """The data set that `ref` is, or whose folder of labels it is (or lies in)."""
+    folder = ref if ref.is_dir() else ref.parent
+    for root in (folder, folder.parent):
+        is_dataset = any((root / name).is_dir() for name in ("imagesTr", "imagesTs"))
+        if (root / "dataset.json").is_file() and is_dataset and (root == folder or folder.name.startswith("labels")):
+            return Dataset.open(root)
+    return None
+
+
+def _labels_near(ref: Path, pred: Path) -> Labels | None:
+    """Classes from a dataset.json beside the references, above them, or beside the predictions."""
+    for path in (ref, ref.parent, pred, pred.parent):
+        if (path / "dataset.json").is_file():
+            return read_description(path / "dataset.json")[1]
+    return None
+
+
+def _labels_of(dataset: Dataset, split: str | None, predictions: Mapping[str, Any]) -> tuple[dict[str, Path], str]:
+    """Label files of a split, or of all splits that some prediction belongs to; and the names of these splits."""
+    labelled = [case for case in dataset.cases if case.label is not None]
+    splits = {split} if split else {case.split for case in labelled if case.id in predictions}
+    if split:
+        dataset.subset(split)  # names the splits if there is no such one
+    chosen = {case.id: case.label for case in labelled if case.split in (splits or {c.split for c in labelled})}
+    return {id: label for id, label in chosen.items() if label is not None}, ", ".join(sorted(splits)) or "none"
+
+
+def _stems(path: Path) -> dict[str, list[Path]]:
+    stems: dict[str, list[Path]] = {}
+    for file in [path] if path.is_file() else io.list_files(path):
+        stems.setdefault(io.stem(file), []).append(file)
+    return stems
+
+
+def _one_each(stems: Mapping[str, Sequence[Path]], endings: set[str]) -> dict[str, Path]:
+    """One file for each stem: where there are several (label map and probabilities), that with one of the endings."""
+    chosen = {}
+    for id, paths in stems.items():
+        fitting = [path for path in paths if io.suffix(path) in endings] or paths
+        if len(fitting) > 1:
+            raise UserError(
+                f"Several files could be case {id}",
+                file=fitting[0].parent,
+                found=", ".join(path.name for path in fitting),
+                expected="one label map per case",
+            )
+        chosen[id] = fitting[0]
+    return chosen
+
+
+def _refuse_absent(pred: Path, ref: Path, references: Mapping, predictions: Mapping, missing: str) -> None:
+    if not references:
+        raise UserError("There is no reference to score against", file=ref, found="no label map")
+    if not references.keys() & predictions.keys():
+        raise UserError(
+            "No prediction has the name of a reference",
+            file=pred,
+            found=_some(sorted(predictions)) or "no label map",
+            expected=_some(sorted(references)),
+        )
+    absent = sorted(references.keys() - predictions.keys())
+    if absent and missing == "error":
+        raise UserError(
+            f"{len(absent)} of {len(references)} references have no prediction",
+            file=pred,
+            found="no " + _some(absent, 20),
+            remedy="predict them, name another --split, or score them as empty with --missing worst",
+        )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def _discover_labels(pairs: Sequence[Pair]) -> Labels:
+    """One class for each value but 0 that occurs in a reference."""
+    values = sorted({int(v) for pair in pairs for v in np.unique(io.read_label(pair.reference)[0])} - {0})
+    if not 0 < len(values) <= 32:
+        raise UserError(
+            "The references do not look like label maps, and no dataset.json names the classes",
+            file=pairs[0].reference.parent,
+            found=f"{len(values)} values beside 0" if values else "nothing but 0",
+            expected="1 to 32 values beside 0, or a dataset.json",
+            remedy="medseg data convert makes a data set of masks with soft edges or JPEG ringing",
+        )
+    return Labels(tuple(f"label {v}" for v in values), tuple((v,) for v in values))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One case
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def score_case(pair: Pair, labels: Labels, nsd_tolerance: float) -> Score:
+    """Every metric of every class of one case, in the space of its reference.
+
+    Raises:
+        UserError: the two files lie in different spaces, or hold values that `labels` does not name.
+    """
+    reference, geometry = io.read_label(pair.reference)
+    _refuse_unknown(reference, labels, pair.reference)
+    if pair.prediction is None:
+        prediction = np.zeros_like(reference)
+    else:
+        prediction, found = io.read_label(pair.prediction)
+        if differences := space.same_space(found, geometry):
+            raise UserError(
+                f"Prediction and reference of case {pair.id} do not lie in the same space",
+                file=pair.prediction,
+                found="; ".join(differences),
+                expected=f"the space of {pair.reference}",
+            )
+        _refuse_unknown(prediction, labels, pair.prediction)
+    valid = True if labels.ignore is None else reference != labels.ignore
+    if not np.any(valid):
+        return Score(pair.id)
+    spacing = geometry.spacing
+    diagonal = float(np.linalg.norm(np.multiply(reference.shape, spacing)))
+    member = labels.table[:, labels.channels - len(labels.names) :] > 0  # [values, classes]
+    flat = reference.shape.index(1) if reference.ndim == 3 and 1 in reference.shape else None
+    sides = [s for axis, s in enumerate(spacing) if axis != flat]
+    volume_unit = "px" if geometry.unit == "px" else {2: "mm²", 3: "ml"}[len(sides)]
+    rows = []
+    for k, name in enumerate(labels.names):
+        p, r = (member[:, k][label] & valid for label in (prediction, reference))  # [*s] each
+        if flat is not None:
+            p, r = p.squeeze(flat), r.squeeze(flat)
+        about = {"case": pair.id, "class": name, "domain": pair.domain, "patient": pair.patient, "diagonal": diagonal}
+        rows.append(about | measure(p, r, sides, nsd_tolerance, 1000 if volume_unit == "ml" else 1))
+    return Score(pair.id, tuple(rows), geometry.unit, volume_unit)
+
+
+def measure(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], nsd_tolerance: float, per_volume: float = 1
+) -> dict[str, Any]:
+    """All metrics of two boolean masks [*s]; volumes are divided by `per_volume` (1000: mm³ to ml)."""
+    o = overlap(prediction, reference)
+    d = surface_distances(prediction, reference, spacing)
+    volumes = [volume(mask, spacing) / per_volume for mask in (prediction, reference)]
+    empty = (o.tp + o.fp == 0, o.tp + o.fn == 0)
+    return {
+        "dice": o.dice,
+        "iou": o.iou,
+        "precision": o.precision,
+        "recall": o.recall,
+        "hd": hausdorff(d),
+        "hd95": hausdorff(d, 95),
+        "assd": assd(d),
+        "nsd": nsd(d, nsd_tolerance),
+        "volume_error": abs(volumes[0] - volumes[1]),
+        "volume_prediction": volumes[0],
+        "volume_reference": volumes[1],
+        "empty": {(True, True): "both", (True, False): "prediction", (False, True): "reference"}.get(empty, ""),
+    }
+
+
+def _refuse_unknown(label: np.ndarray, labels: Labels, path: Path) -> None:
+    if unknown := unknown_values(label, labels):
+        raise UserError(
+            "A label map holds values that are no class",
+            file=path,
+            found=_some([f"{value} ({count} voxels)" for value, count in unknown.items()]),
+            expected=_some([str(v) for v in sorted(labels.known)], 20),
+        )
+
+
+def _score_or_explain(pair: Pair, labels: Labels, nsd_tolerance: float) -> Score:
+    try:
+        return score_case(pair, labels, nsd_tolerance)
+    except UserError as error:
+        return Score(pair.id, problem=str(error))
+
+
+def _refuse_problems(scores: Sequence[Score]) -> None:
+    problems = [s.problem for s in scores if s.problem]
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        shown = "\n".join(problems[:20]) + (f"\n... and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise UserError(f"{len(problems)} of {len(scores)} cases cannot be scored:\n{shown}")
+    units = Counter((s.unit, s.volume_unit) for s in scores if s.rows)
+    if not units:
+        raise UserError("There is nothing to score", found="all voxels of all cases carry the ignore label")
+    if len(units) > 1:
+        raise UserError(
+            "The references mix units, so that no mean would make sense",
+            found=", ".join(f"{n} cases in {unit} and {volumes}" for (unit, volumes), n in units.items()),
+            expected="volumes only or pictures only",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All cases
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """Means, spread and intervals of the rows of cases.csv (each case with each class, in one order)."""
+    ids = list(dict.fromkeys(row["case"] for row in rows))
+    classes = list(dict.fromkeys(row["class"] for row in rows))
+    by_case = rows[:: len(classes)]
+    raw = np.array([[row[m] for m in METRICS] for row in rows], float)  # [cases * classes, metrics]
+    scores = np.where(np.isinf(raw), np.array([row["diagonal"] for row in rows])[:, None], raw)
+    scores = scores.reshape(len(ids), len(classes), len(METRICS))
+    empty = np.array([row["empty"] for row in rows]).reshape(len(ids), len(classes))
+    patients = np.array([row["patient"] or row["case"] for row in by_case])
+    domains = np.array([row["domain"] for row in by_case])
+    means = scores.mean(1)  # [cases, metrics]
+    present = np.where((empty == "both")[..., None], np.nan, scores)
+
+    def about(values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+        """Mean, interval, sd and median of values [cases, metrics]."""
+        low, high = bootstrap_interval(values, groups, seed)
+        sd = values.std(0, ddof=1) if len(values) > 1 else np.full(len(METRICS), np.nan)
+        return {
+            "mean": _named(values.mean(0)),
+            "ci95": _named(np.stack([low, high], 1)),
+            "sd": _named(sd),
+            "median": _named(np.median(values, 0)),
+        }
+
+    def flat(figures: dict[str, Any]) -> dict[str, Any]:
+        return {**figures.pop("mean"), **figures}
+
+    per_class = {
+        name: flat(about(scores[:, k], patients))
+        | {"present": _named(_mean_of_known(present[:, k])), "empty": _count_empty(empty[:, k])}
+        for k, name in enumerate(classes)
+    }
+    summary = about(means, patients) | {
+        "present": _named(_mean_of_known(np.stack([_mean_of_known(present[:, k]) for k in range(len(classes))]))),
+        "cases": len(ids),
+        "classes": per_class,
+        "empty": _count_empty(empty),
+        "replaced_distances": int(np.isinf(raw).any(-1).sum()),
+        "worst": [ids[i] for i in np.lexsort((-means[:, METRICS.index("hd95")], means[:, 0]))[:5]],
+    }
+    if len(set(patients)) < len(ids):
+        grouped = np.stack([means[patients == p].mean(0) for p in dict.fromkeys(patients)])
+        summary["patients"] = {"patients": len(grouped), **flat(about(grouped, np.arange(len(grouped))))}
+    if any(domains):
+        summary["domains"] = {
+            str(d): {"cases": int(sum(domains == d)), **flat(about(means[domains == d], patients[domains == d]))}
+            for d in sorted(set(domains))
+        }
+    return summary
+
+
+def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile bootstrap interval of the mean over cases; whole groups are drawn, as their cases are alike.
+
+    Args:
+        values: [cases, ...].
+        groups: [cases], the patient of each case.
+
+    Returns:
+        lower and upper bound [...]; NaN where there is one group only, which says nothing about others.
+    """
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        nothing = np.full(values.shape[1:], np.nan)
+        return nothing, nothing
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, index, values)
+    counts = np.bincount(index)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAP)
+    means = np.tensordot(draws, sums, 1) / (draws @ counts).reshape(-1, *[1] * (values.ndim - 1))  # [draws, ...]
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    return low, high
+
+
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of the means must know, in sentences: decisions, empty masks, missing and extra predictions."""
+    empty, lines = summary["empty"], list(summary["notes"])
+    if empty["both"]:
+        lines.append(f"Masks empty in reference and prediction alike: {empty['both']}. They score 1.")
+    if alone := empty["prediction"] + empty["reference"]:
+        lines.append(
+            f"Masks empty on one side only: {alone} (predictions {empty['prediction']}, "
+            f"references {empty['reference']}). They score 0; their infinite distances count as the image's diagonal in means."
+        )
+    if summary["missing"]:
+        lines.append(f"No prediction, scored as empty: {_some(summary['missing'], 20)}.")
+    if summary["extra"]:
+        lines.append(f"Predictions without a reference, left out: {_some(summary['extra'], 20)}.")
+    return lines
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of values [n, metrics] that are not NaN; NaN where none is."""
+    known = np.isfinite(values)
+    total, count = np.where(known, values, 0).sum(0), known.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _named(values: np.ndarray) -> dict[str, Any]:
+    """[metrics] or [metrics, 2] -> {metric: number(s)}, None for NaN, which JSON does not know."""
+
+    def known(value: Any) -> Any:
+        return [known(v) for v in value] if isinstance(value, list) else None if math.isnan(value) else value
+
+    return dict(zip(METRICS, known(values.tolist()), strict=True))
+
+
+def _count_empty(empty: np.ndarray) -> dict[str, int]:
+    return {kind: int(np.count_nonzero(empty == kind)) for kind in ("both", "prediction", "reference")}
+
+
+def _settings(pred: str | Path, ref: str | Path, nsd_tolerance: float, labels: Labels, seed: int) -> dict[str, Any]:
+    return {
+        "predictions": str(Path(pred).resolve()),
+        "references": str(Path(ref).resolve()),
+        "nsd_tolerance": nsd_tolerance,
+        "surface": "subvoxel: marching-cubes elements weighted by area (Nikolov et al. 2018; surface-distance)",
+        "hd95": "larger of the two directed, area-weighted 95th percentiles",
+        "assd": "mean over both surfaces together, weighted by area",
+        "empty_both": "scores 1, distances 0",
+        "empty_one": "scores 0, distances infinite in cases.csv and the image's diagonal in means",
+        "ignore": labels.ignore,
+        "labels": {name: list(values) for name, values in zip(labels.names, labels.values, strict=True)},
+        "ci95": f"percentile bootstrap, {BOOTSTRAP} draws, over patients where known, else over cases",
+        "seed": seed,
+        "versions": {name: metadata.version(name) for name in ("numpy", "scipy")} | {"medseg_jax": __version__},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_rows(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def _write(path: Path, content: Callable[[TextIO], None]) -> None:
+    """Write a text file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        content(file)
+    os.replace(draft, path)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a cases.csv, numbers as floats."""
+    texts = ("case", "class", "domain", "patient", "empty")
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return [{k: v if k in texts else float(v) for k, v in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,250 @@
+"""Sliding windows: a network with a fixed patch size predicts an image of any size, in bounded memory.
+
+Windows start at evenly spread places and overlap (nnU-Net's rule). Where they overlap, their probabilities are
+averaged with Gaussian weights, which trust the middle of a window more than its rim. The weights are a product over the
+axes, and so is the grid of windows. Hence they can be normalised axis by axis beforehand: for window i with start s_i
+
+    weight_i(x) = g(x - s_i) / sum_j g(x - s_j),        sum_i weight_i(x) = 1 for every voxel x
+
+and no second volume that counts weights is ever held. Windows run slowest along the slab axis (depth; height for a
+picture). As soon as they have moved past a row it is final, so that only one slab as thick as a window is held.
+
+The device computes network and weights of the next batch while the host adds up the last one.
+
+Source: Isensee et al., nnU-Net (Nature Methods 2021), supplement: overlap one half, Gaussian of sigma patch / 8.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import batched, product
+from math import ceil, prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medseg_jax.types import UserError
+
+type Predict = Callable[[Any], Any]
+"""Patches [b, *patch, c] float32 -> probabilities [b, *patch, k]."""
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where windows lie and what they weigh
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def plan_windows(shape: Sequence[int], patch_size: Sequence[int], overlap: float = 0.5) -> tuple[tuple[int, ...], ...]:
+    """First index of every window, per axis.
+
+    Args:
+        shape: image shape; an axis shorter than the patch gets one window at 0 (the image is padded to it).
+        patch_size: window shape, as many entries as `shape`.
+        overlap: least share of a window that its neighbour covers as well, in [0, 1).
+
+    Returns:
+        For each axis ascending starts, the first 0 and the last `shape - patch`, as evenly spread as integers can be.
+    """
+    if not 0 <= overlap < 1:
+        raise UserError("Windows cannot be laid out", found=f"overlap {overlap}", expected="0 <= overlap < 1")
+    return tuple(_starts(size, patch, overlap) for size, patch in zip(shape, patch_size, strict=True))
+
+
+def _starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
+    room = max(size - patch, 0)
+    steps = ceil(room / max(patch * (1 - overlap), 1))
+    return tuple(round(i * room / steps) for i in range(steps + 1)) if steps else (0,)
+
+
+def gaussian(patch: int) -> np.ndarray:
+    """Importance of each position in a window: [patch] float64, at least exp(-8) > 0, symmetric; sigma is patch / 8."""
+    x = np.arange(patch) - (patch - 1) / 2
+    return np.exp(-0.5 * (8 * x / patch) ** 2)
+
+
+def axis_weights(starts: Sequence[int], patch: int) -> np.ndarray:
+    """Weights of all windows along one axis, summing to 1 at every position: [windows, patch] float32."""
+    g = gaussian(patch)
+    total = np.zeros(starts[-1] + patch)
+    for start in starts:
+        total[start : start + patch] += g
+    return np.stack([g / total[start : start + patch] for start in starts]).astype(np.float32)
+
+
+def slab_axis(shape: Sequence[int], patch_size: Sequence[int]) -> int:
+    """Best `axis` for `predict_slabs`: 0 (depth), or 1 (height) for a picture [1, h, w] under a 2-D network."""
+    return int(len(patch_size) == 2 and shape[0] == 1)
+
+
+def _window_shape(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, int, int]:
+    """Patch size with an entry for each of (d, h, w): a 2-D network sees one slice at a time."""
+    depth, height, width = (1, *patch_size)[-3:]
+    return depth, height, width
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def memory_bound(
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    channels_in: int,
+    channels_out: int,
+    batch_size: int = 1,
+    axis: int = 0,
+) -> int:
+    """Upper bound in bytes on the host arrays of `predict_slabs`, the image itself included.
+
+    image d h w c (once more if it must be padded to the patch)
+    + 3 slabs of patch depth: the one being filled, the one handed out, and a copy while moving on
+    + 2 batches in flight, each with its patches, probabilities, weighted probabilities and their copy on the host,
+    all float32. What the network itself needs on its device comes on top and does not grow with the image.
+    """
+    window = _window_shape(shape, patch_size)
+    padded = [max(size, patch) for size, patch in zip(shape, window, strict=True)]
+    slab = prod(padded) // padded[axis] * window[axis]
+    image = prod(shape) + (prod(padded) if padded != list(shape) else 0)
+    batch = batch_size * prod(window)
+    return 4 * (image * channels_in + 3 * slab * channels_out + 2 * batch * (channels_in + 3 * channels_out))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prediction
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def with_flips(predict: Predict, dim: int) -> Predict:
+    """Test-time augmentation: the mean of the predictions of all 2 ** dim mirror images, each mirrored back."""
+    mirrors = [tuple(a + 1 for a in range(dim) if code >> a & 1) for code in range(2**dim)]
+
+    def mean(image: Any) -> jax.Array:
+        total = sum(jnp.flip(jnp.asarray(predict(jnp.flip(image, axes))), axes) for axes in mirrors)
+        return jnp.asarray(total) / len(mirrors)
+
+    return mean
+
+
+@jax.jit
+def _weigh(probabilities: jax.Array, wd: jax.Array, wh: jax.Array, ww: jax.Array) -> jax.Array:
+    """Probabilities [b, *patch, k] -> [b, pd, ph, pw, k] float32, times one weight vector per axis and window."""
+    b, k = probabilities.shape[0], probabilities.shape[-1]
+    p = probabilities.astype(jnp.float32).reshape(b, wd.shape[1], wh.shape[1], ww.shape[1], k)  # [b, pd, ph, pw, k]
+    return p * (wd[:, :, None, None] * wh[:, None, :, None] * ww[:, None, None, :])[..., None]
+
+
+def predict_slabs(
+    predict: Predict,
+    image: np.ndarray,
+    patch_size: Sequence[int],
+    channels: int,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    flips: bool = False,
+    axis: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Predict an image window by window and hand out finished slabs in order.
+
+    Args:
+        predict: the network. It sees one batch shape only, unless the image has fewer windows than a batch; then the
+            next power of two. A last batch that is not full is filled with zeros.
+        image: [d, h, w, c] float32, in memory or memory-mapped. Axes shorter than the patch are padded with zeros on
+            both sides, and cropped again.
+        patch_size: (pd, ph, pw), or (ph, pw) for a 2-D network, which predicts slice by slice.
+        channels: k, output channels of the network.
+        overlap: least share of a window that its neighbour covers too, in [0, 1).
+        batch_size: windows that go through the network at once.
+        flips: average over all mirror images (2 ** dim times the work).
+        axis: along which slabs follow each other: 0, the depth; or 1, the height, for a picture under a 2-D network.
+
+    Yields:
+        (start, probabilities): float32 [slab, h, w, k] with rows start ... start + slab of the depth; or
+        [1, slab, w, k] with those of the height. The first starts at 0, each where the one before ended.
+    """
+    if axis > slab_axis(image.shape, patch_size):
+        raise ValueError(f"Slabs along the height need a picture and a 2-D patch, not {image.shape} and {patch_size}")
+    if flips:
+        predict = with_flips(predict, len(patch_size))
+    window = _window_shape(image.shape, patch_size)
+    if axis:
+        image, window = image.swapaxes(0, 1), (window[1], window[0], window[2])  # [h, 1, w, c]
+    (d, h, w, _), (lo, top, left) = image.shape, _margins(image.shape, window)
+    image = _pad(image, window)
+    starts = plan_windows(image.shape[:3], window, overlap)
+    slab = np.zeros((window[0], *image.shape[1:3], channels), np.float32)  # [pd, h, w, k], begins at row `base`
+    base = 0
+
+    def finished(rows: int) -> tuple[int, np.ndarray]:
+        done = slab[max(lo - base, 0) : min(rows, lo + d - base), top : top + h, left : left + w]
+        return max(base - lo, 0), done.swapaxes(0, 1) if axis else done
+
+    for place, weighted in _run_windows(predict, image, window, tuple(patch_size), starts, channels, batch_size):
+        z, y, x = (s[i] for s, i in zip(starts, place, strict=True))
+        if (rows := z - base) > 0:
+            start, done = finished(rows)
+            yield start, done.copy()
+            slab[:-rows] = slab[rows:]
+            slab[-rows:] = 0
+            base += rows
+        slab[:, y : y + window[1], x : x + window[2]] += weighted
+    yield finished(window[0])
+
+
+def predict_volume(
+    predict: Predict,
+    image: np.ndarray,
+    patch_size: Sequence[int],
+    channels: int,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    flips: bool = False,
+) -> np.ndarray:
+    """All of `predict_slabs` in one array [d, h, w, k] float32, for images whose probabilities fit into memory."""
+    slabs = [p for _, p in predict_slabs(predict, image, patch_size, channels, overlap, batch_size, flips)]
+    return np.concatenate(slabs) if len(slabs) > 1 else slabs[0]
+
+
+def _margins(shape: Sequence[int], window: Sequence[int]) -> list[int]:
+    return [max(patch - size, 0) // 2 for size, patch in zip(shape[:3], window, strict=True)]
+
+
+def _pad(image: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """Image [d, h, w, c], padded with zeros to at least the window's shape; the same array if it is large enough."""
+    missing = [max(patch - size, 0) for size, patch in zip(image.shape[:3], window, strict=True)]
+    if not any(missing):
+        return image
+    return np.pad(image, [*((m // 2, m - m // 2) for m in missing), (0, 0)])
+
+
+def _run_windows(
+    predict: Predict,
+    image: np.ndarray,
+    window: tuple[int, ...],
+    patch_size: tuple[int, ...],
+    starts: tuple[tuple[int, ...], ...],
+    channels: int,
+    batch_size: int,
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """(window's index per axis, its weighted probabilities [pd, ph, pw, k]), the first axis running slowest."""
+    weights = [axis_weights(s, patch) for s, patch in zip(starts, window, strict=True)]
+    indices = list(product(*(range(len(s)) for s in starts)))
+    batch_size = min(batch_size, 1 << (len(indices) - 1).bit_length())
+
+    def dispatch(group: Sequence[tuple[int, ...]]) -> jax.Array:
+        patches = np.zeros((batch_size, *window, image.shape[-1]), np.float32)
+        for row, index in enumerate(group):
+            place = tuple(slice(s[i], s[i] + p) for s, i, p in zip(starts, index, window, strict=True))
+            patches[row] = image[place]
+        # A 2-D window has one axis of length 1; it vanishes here.
+        probabilities = predict(patches.reshape(batch_size, *patch_size, image.shape[-1]))  # [b, *patch, k]
+        if probabilities.shape != (expected := (batch_size, *patch_size, channels)):
+            raise ValueError(f"The network returned {probabilities.shape}; {expected} was expected")
+        rows = np.array([*group, *[group[0]] * (batch_size - len(group))])
+        return _weigh(probabilities, *(table[rows[:, a]] for a, table in enumerate(weights)))
+
+    pending = None
+    for group in (*batched(indices, batch_size), None):
+        running = (group, dispatch(group)) if group else None
+        if pending:
+            yield from zip(pending[0], np.asarray(pending[1]), strict=False)
+        pending = running

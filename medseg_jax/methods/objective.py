@@ -1,0 +1,139 @@
+"""The one interface that all methods share (design section 4), and `Fn`, which turns an NNX module into pure functions.
+
+A method is a frozen dataclass. What a user writes in a config is unbound: it knows hyper-parameters only. `bind` gives a
+copy that also knows the task (plan, label set, channels), and from then on four pure functions say everything:
+
+    init(key, batch)                          -> params, aux           params receive gradients, aux is any pytree
+    loss(params, aux, frozen, batch, key)     -> scalar, (aux, metrics)
+    after_update(params, aux, step)           -> aux                   teacher EMA, queue, prototypes
+    predict(params, aux, frozen, image)       -> probabilities         [b, *s, c] -> [b, *s, k]
+
+`frozen` holds what is read but never trained (SAM, a text encoder, a LoRA base): it is not donated and not written at each
+checkpoint; its sha256 and source are.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from medseg_jax.data.plan import Plan
+from medseg_jax.types import Batch, Labels, UserError
+
+type Tree = Any
+"""A pytree of arrays; parameters and statistics are plain nested dicts."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method must know of the data before it can be built."""
+
+    plan: Plan
+    labels: Labels
+    in_channels: int
+    cases: int = 0
+    domains: tuple[str, ...] = ("",)
+
+
+class Fn:
+    """An NNX module as pure functions over plain dicts: `init(key)` and `apply(params, stats, *inputs)`.
+
+    The module is merged from its dicts inside the trace only, so that the training state is a plain pytree and no NNX
+    transform stands between the loop and `jax.jit`.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+        self.make = make
+        self.graph, self._params, self._stats = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+
+    def init(self, key: Array) -> tuple[Tree, Tree]:
+        """Random parameters and initial statistics (batch norm), as nested dicts."""
+        _, params, stats = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, ...)
+        return _plain(params), _plain(stats)
+
+    def apply(
+        self, params: Tree, stats: Tree, *inputs: Any, key: Array | None = None, **options: Any
+    ) -> tuple[Any, Tree]:
+        """Calls the module; returns its output and the new statistics. `key` feeds dropout."""
+        new_params, new_stats = jax.tree.map(lambda v: v, (self._params, self._stats))
+        nnx.replace_by_pure_dict(new_params, nnx.restore_int_paths(params))
+        nnx.replace_by_pure_dict(new_stats, nnx.restore_int_paths(stats))
+        module = nnx.merge(self.graph, new_params, new_stats)
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        output = module(*inputs, rngs=rngs, **options)  # type: ignore[operator]
+        return output, _plain(nnx.state(module, nnx.Not(nnx.Param)))
+
+
+def _plain(state: nnx.State) -> Tree:
+    """Nested dicts with text keys, the form that every checkpoint format keeps."""
+
+    def text(tree: Tree) -> Tree:
+        return {str(k): text(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+    return text(nnx.to_pure_dict(state))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base of all methods; see the module's docstring for the four functions."""
+
+    batch_spec: ClassVar[tuple[str, ...]] = ("image", "label")
+    """Fields that a batch must have; checked before anything compiles."""
+
+    def bind(self, task: Task) -> Self:
+        """A copy that knows its task. Methods that hold a network also complete it from the plan."""
+        bound = replace(self)
+        object.__setattr__(bound, "_task", task)
+        return bound
+
+    @property
+    def task(self) -> Task:
+        """The task; an error if `bind` was never called."""
+        if "_task" not in self.__dict__:
+            raise RuntimeError(f"{type(self).__name__} is not bound to a task: call bind(task) first")
+        return self.__dict__["_task"]
+
+    def frozen(self) -> Tree:
+        """Arrays that are read but never trained."""
+        return {}
+
+    def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
+        """Initial (params, aux)."""
+        raise NotImplementedError(f"{type(self).__name__} must define init")
+
+    def loss(
+        self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array
+    ) -> tuple[Array, tuple[Tree, Mapping]]:
+        """Scalar to minimise, new aux, and scalars to log."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def after_update(self, params: Tree, aux: Tree, step: Array) -> Tree:
+        """New aux after the optimiser's update."""
+        del params, step
+        return aux
+
+    def predict(self, params: Tree, aux: Tree, frozen: Tree, image: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """Probabilities [b, *s, k] of an image [b, *s, c]."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict")
+
+
+def check_batch(objective: Objective, batch: Batch) -> None:
+    """Raises a UserError if the pipeline does not give what the method needs."""
+    missing = [name for name in objective.batch_spec if name not in batch]
+    if missing:
+        raise UserError(
+            f"{type(objective).__name__} needs data that the pipeline does not give",
+            found=f"batch with {', '.join(sorted(batch))}",
+            expected=f"also {', '.join(missing)}",
+            remedy="set the stage's mix (for unlabelled rows: Mix(unlabelled=2)) or use a data set that has them",
+        )
+
+
+def probabilities(logits: Float[Array, "*b k"], exclusive: bool) -> Float[Array, "*b k"]:
+    """Softmax over classes, or one sigmoid a class; float32."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits)

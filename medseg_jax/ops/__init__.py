@@ -1,0 +1,1 @@
+"""Array operations without parameters: convolution, scans, wavelets, superpixels, components, morphology, CLAHE."""

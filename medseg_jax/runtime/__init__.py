@@ -1,0 +1,1 @@
+"""What training and inference both stand on: the mesh, checkpoints, logs, and opening a finished run."""

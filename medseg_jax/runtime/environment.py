@@ -1,0 +1,83 @@
+"""Where a run takes place: versions, git state, devices; the compilation cache."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("medseg-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
+
+
+def cache_home() -> Path:
+    """The user's cache folder of this package: $XDG_CACHE_HOME/medseg_jax or ~/.cache/medseg_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medseg_jax"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source tree and whether it was modified; empty outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
+    return {"commit": commit, "modified": bool(git("status", "--porcelain", "-uno"))} if commit else {}
+
+
+def devices() -> dict[str, Any]:
+    """Kind and number of the devices that JAX sees. Imports JAX."""
+    import jax
+
+    found = jax.devices()
+    return {
+        "platform": found[0].platform,
+        "kind": found[0].device_kind,
+        "count": len(found),
+        "processes": jax.process_count(),
+    }
+
+
+def describe() -> dict[str, Any]:
+    """Everything that run.json says of where a run took place."""
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {"versions": versions(), "git": git_state(), "devices": devices(), "command": command}
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in a folder that only its user can write.
+
+    A cache shared with others could make us run their code (see JAX's documentation of the persistent cache), hence the
+    mode 700. An own setting (JAX_COMPILATION_CACHE_DIR) is left alone; a read-only home simply means no cache.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = cache_home() / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return
+    if folder.stat().st_uid == os.getuid():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

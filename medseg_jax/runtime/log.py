@@ -1,0 +1,150 @@
+"""What a run says: log.jsonl always, a progress bar on a terminal and plain lines when piped, progress.png, TensorBoard.
+
+Only process 0 writes. log.jsonl holds one JSON object a line: {"kind": "train", "step", "stage", "loss", ...} and
+{"kind": "val", "step", "stage", "dice", "dice/<class>", ...}. A resumed run first drops lines from after its checkpoint,
+so that the file reads as if the run had never been interrupted.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def say(text: str) -> None:
+    """One line for the user, from process 0 only."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Log:
+    """Writes the log of one run.
+
+    Args:
+        folder: the run's folder.
+        tensorboard: also write TensorBoard files (needs the extra `tensorboard`).
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False):
+        self.path = folder / "log.jsonl"
+        self.main = jax.process_index() == 0
+        self._bar: Progress | None = None
+        self._board: Any = None
+        self._printed = 0.0
+        if tensorboard and self.main:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def rewind(self, stage: str, step: int, later_stages: tuple[str, ...]) -> None:
+        """Drops lines that a resumed run will write again."""
+        if not (self.main and self.path.exists()):
+            return
+        kept = [
+            e for e in read(self.path) if e["stage"] not in later_stages and (e["stage"] != stage or e["step"] <= step)
+        ]
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(e) + "\n" for e in kept))
+        draft.rename(self.path)
+
+    def start(self, stage: str, step: int, steps: int) -> None:
+        """Opens the progress display of a stage."""
+        self.stage, self.steps, self._since, self._from = stage, steps, time.perf_counter(), step
+        if self.main and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(stage, total=steps, completed=step, note="")
+
+    def stop(self) -> None:
+        """Closes the progress display."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One entry: a line of JSON, the progress display, TensorBoard."""
+        if not self.main:
+            return
+        entry = {"kind": kind, "stage": self.stage, "step": step, **values}
+        with self.path.open("a") as f:
+            f.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{self.stage}/{kind}/{name}", value, step)
+        self._show(kind, step, values)
+
+    def _show(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        shown = ("loss", "lr", "dice", "best")
+        note = "  ".join(
+            f"{k} {v:.4g}" for k, v in values.items() if k in shown or (kind == "val" and k.startswith("dice/"))
+        )
+        if self._bar is not None:
+            if kind == "val":
+                self._bar.console.print(f"{self.stage} {step}: validation  {note}", highlight=False)
+            else:
+                self._bar.update(self._task, completed=step, note=note)
+            return
+        now = time.perf_counter()
+        if kind == "val" or step >= self.steps or now - self._printed > 10:
+            self._printed = now
+            left = (now - self._since) / max(step - self._from, 1) * (self.steps - step)
+            say(f"{self.stage} {step}/{self.steps}  {kind}  {note}  ({left / 60:.1f} min left)")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Entries of a log.jsonl; a last line cut off by a kill is left out."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
+    """progress.png: training loss and validation Dice over the steps of all stages.
+
+    Args:
+        path: the PNG to write, atomically.
+        entries: what `read` gives.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, dice_axes = figure.subplots(1, 2)
+    offset, offsets = 0, {}
+    for stage in dict.fromkeys(e["stage"] for e in entries):
+        offsets[stage] = offset
+        offset += max(e["step"] for e in entries if e["stage"] == stage)
+    train = [e for e in entries if e["kind"] == "train" and e.get("loss") is not None]
+    loss_axes.plot(
+        [offsets[e["stage"]] + e["step"] for e in train], [e["loss"] for e in train], lw=0.8, label="training loss"
+    )
+    loss_axes.set(xlabel="step", ylabel="loss", title="Training loss")
+    val = [e for e in entries if e["kind"] == "val"]
+    names = [k for k in dict.fromkeys(k for e in val for k in e) if k == "dice" or k.startswith("dice/")]
+    for name in names:
+        steps, scores = [offsets[e["stage"]] + e["step"] for e in val], [e.get(name) for e in val]
+        style = {"lw": 2.0, "color": "black", "label": "mean"} if name == "dice" else {"lw": 1.0, "label": name[5:]}
+        dice_axes.plot(steps, scores, marker=".", **style)
+    dice_axes.set(xlabel="step", ylabel="Dice", title="Validation Dice", ylim=(0, 1))
+    if names:
+        dice_axes.legend(fontsize="small")
+    for axes in (loss_axes, dice_axes):
+        axes.grid(alpha=0.3)
+        for x in list(offsets.values())[1:]:
+            axes.axvline(x, color="gray", ls=":")
+    draft = path.with_suffix(".tmp.png")
+    figure.savefig(draft, dpi=110)
+    draft.rename(path)

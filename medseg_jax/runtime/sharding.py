@@ -1,0 +1,79 @@
+"""The mesh and where things lie on it: the batch is split over all devices, state is replicated or split by rule.
+
+`AxisType.Auto` is named explicitly: the compiler places intermediates, we place what enters and leaves a step. State
+out_shardings are pinned, so that a resumed run compiles to the same program and gives the same bits.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medseg_jax.config import Rule
+from medseg_jax.types import Batch, UserError
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A ("data", "fsdp") mesh over all devices; `fsdp` of them share one copy of the parameters."""
+    devices = jax.devices() if devices is None else list(devices)
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UserError(
+            "fsdp does not divide the devices", found=f"fsdp={fsdp}", expected=f"a divisor of {len(devices)}"
+        )
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of the batch split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def path_name(path: tuple) -> str:
+    """Path of a leaf as text: params/encoder/stages/0/convs/0/kernel."""
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def state_shardings(state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
+    """Sharding of every leaf of an (abstract) state: the first rule that matches its path, else replicated.
+
+    "fsdp" splits the largest axis that the mesh's fsdp axis divides. A rule that matches nothing is an error.
+    """
+    used = set()
+    size = mesh.shape["fsdp"]
+
+    def one(path, leaf):
+        rule = next((r for r in rules if re.search(r.pattern, path_name(path))), None)
+        used.add(rule)
+        if rule is None or rule.how == "replicate" or size == 1:
+            return replicated(mesh)
+        axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+        if not axes:
+            return replicated(mesh)
+        split = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*("fsdp" if i == split else None for i in range(leaf.ndim))))
+
+    shardings = jax.tree_util.tree_map_with_path(one, state)
+    if idle := [r.pattern for r in rules if r not in used]:
+        names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)]
+        raise UserError("A sharding rule matches nothing", found=idle, expected=f"a pattern in e.g. {names[:3]}")
+    return shardings
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays split over the mesh."""
+    sharding = batch_sharding(mesh)
+    rows = len(batch["image"]) * jax.process_count()
+    if rows % mesh.size:
+        raise UserError(
+            "The batch does not divide over the devices", found=f"{rows} rows", expected=f"a multiple of {mesh.size}"
+        )
+    return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}

@@ -1,0 +1,479 @@
+"""THE loop. Reads from top to bottom: data, state, resume, steps, validation, checkpoints, final scores.
+
+It knows no method by name: what is trained is an `Objective` (methods/objective.py); step.py says what a step does.
+A run is a pure function of its config: starting the same command again goes on from the last complete checkpoint and
+gives the same bits as if it had never stopped.
+"""
+
+import fcntl
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from medseg_jax import config as configs
+from medseg_jax.config import Config, Stage
+from medseg_jax.data import pipeline
+from medseg_jax.data.cache import Cache, build_cache
+from medseg_jax.data.dataset import Dataset
+from medseg_jax.data.plan import Plan, make_plan
+from medseg_jax.data.verify import check_dataset
+from medseg_jax.methods.objective import Task, check_batch
+from medseg_jax.runtime import log as logs
+from medseg_jax.runtime import sharding
+from medseg_jax.runtime.checkpoint import Checkpoints
+from medseg_jax.runtime.environment import describe, use_compilation_cache
+from medseg_jax.runtime.log import Log, say
+from medseg_jax.runtime.run import open_run, stage_folder
+from medseg_jax.training.optim import make_optimizer, schedule
+from medseg_jax.training.step import State, StepParts, init_state, make_step, prediction_weights
+from medseg_jax.training.validate import validate
+from medseg_jax.types import Batch, UserError
+
+FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "workers", "cache", "tensorboard", "max_bad_steps")
+"""Fields of Config that may differ when a run is resumed: they change no number."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; everything is saved.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, signal_number: int):
+        self.signal = signal_number
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; the same command goes on from here")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages share."""
+
+    config: Config
+    out: Path
+    dataset: Dataset
+    plan: Plan
+    cache: Cache
+    log: Log
+    mesh: Mesh
+    stop: threading.Event
+
+
+def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool = True) -> Path:
+    """Trains a run, or goes on with one.
+
+    Args:
+        config: what to train.
+        out: the run's folder; made if missing, resumed if it holds a run of the same config.
+        fresh: throw away what is in `out` and start anew.
+        report: write final scores on the validation cases and report.html at the end.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: anything that the user can mend; earlier checkpoints stay usable.
+        Interrupted: SIGTERM or Ctrl-C; the state was saved.
+    """
+    use_compilation_cache()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out), _signals() as stop:
+        if fresh:
+            _clear(out)
+        # ------------------------------------------------------------ data
+        dataset, plan = open_data(config, out)
+        if not (out / "run.json").exists():
+            refuse_problems(dataset)
+        cache = build_cache(dataset, plan, config.cache, progress=_cache_progress())
+        _write_run(config, out, dataset, plan)
+
+        # ------------------------------------------------------------ stages
+        log = Log(out, config.tensorboard)
+        setting = Setting(config, out, dataset, plan, cache, log, sharding.make_mesh(config.fsdp), stop)
+        previous: Any = None
+        for index, stage in enumerate(config.stages):
+            previous = run_stage(setting, index, stage, previous)
+
+        # ------------------------------------------------------------ scores
+        if report and jax.process_index() == 0:
+            final_scores(out, dataset)
+    return out
+
+
+# ---------------------------------------------------------------- before the loop
+
+
+def open_data(config: Config, out: Path | None = None) -> tuple[Dataset, Plan]:
+    """The data set and its plan: the run's own when resuming, else the config's, the data set's, or one made now."""
+    if not config.data:
+        raise UserError(
+            "The config names no data set", remedy="add --data FOLDER (made by medseg data convert SRC FOLDER)"
+        )
+    dataset = Dataset.open(config.data)
+    candidates = [out / "plan.json"] if out else []
+    candidates += [Path(config.plan)] if config.plan else [Path(config.data) / "plan.json"]
+    for path in candidates:
+        if path.exists():
+            return dataset, Plan.load(path)
+    if config.plan:
+        raise UserError("No such plan", file=config.plan, remedy=f"medseg data plan {config.data} makes one")
+    return dataset, make_plan(dataset, budget=jax.default_backend())
+
+
+def refuse_problems(dataset: Dataset) -> None:
+    """Lists all errors of a data set at once, before anything is trained on it."""
+    errors = [p for p in check_dataset(dataset) if p.severity == "error"]
+    if errors:
+        lines = "\n".join(f"    {p.case}: {p.text}" for p in errors[:20])
+        more = f"\n    ... and {len(errors) - 20} more" if len(errors) > 20 else ""
+        raise UserError(
+            f"The data set has {len(errors)} errors:\n{lines}{more}",
+            file=dataset.root,
+            remedy=f"medseg data check {dataset.root} lists everything with remedies",
+        )
+
+
+def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
+    """run.json, plan.json and dataset.json; a resumed run must agree with what is there."""
+    record = {
+        "config": configs.to_json(config),
+        "dataset": {"root": str(dataset.root.resolve()), "name": dataset.name, "fingerprint": dataset.fingerprint()},
+        "cases": {split: [c.id for c in dataset.subset(split)] for split in ("train", "val", "test")},
+        **describe(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    path = out / "run.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = configs.differences(
+            {k: v for k, v in old["config"].items() if k not in (*FREE_TO_CHANGE, "data", "plan")},
+            {k: v for k, v in record["config"].items() if k not in (*FREE_TO_CHANGE, "data", "plan")},
+        )
+        if old["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
+            changed.append("the data set's files have changed")
+        if changed:
+            raise UserError(
+                "The run in this folder was started with another config",
+                file=path,
+                found="; ".join(changed),
+                remedy="use the old settings, another --out, or --fresh to throw the old run away",
+            )
+        record["started"] = old["started"]
+    if jax.process_index() == 0:
+        plan.save(out / "plan.json")
+        shutil.copyfile(dataset.root / "dataset.json", out / "dataset.json")
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(record, indent=1))
+        draft.rename(path)
+
+
+def _clear(out: Path) -> None:
+    """Removes what a run writes, and nothing else."""
+    for name in ("checkpoints", "validation", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("run.json", "plan.json", "dataset.json", "log.jsonl", "progress.png", "report.html"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _cache_progress():
+    last = time.perf_counter()
+
+    def progress(done: int, total: int, case: str) -> None:
+        nonlocal last
+        if time.perf_counter() - last > 5 or done == total:
+            last = time.perf_counter()
+            say(f"preprocessing {done}/{total}  {case}")
+
+    return progress
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Only one run works in a folder; the lock dies with its process."""
+    if jax.process_index() != 0:
+        yield
+        return
+    with (out / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "Another run is working in this folder",
+                file=out,
+                remedy="wait for it, stop it, or choose another --out",
+            ) from None
+        yield
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Turns the first SIGTERM or SIGINT into a flag that the loop looks at; a second one ends the process at once."""
+    stop = threading.Event()
+    stop.signal = 0  # type: ignore[attr-defined]
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def handler(number: int, _) -> None:
+        stop.signal = number  # type: ignore[attr-defined]
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+        say("stopping: saving the state first (once more to stop at once)")
+
+    for number in old:
+        signal.signal(number, handler)
+    try:
+        yield stop
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+# ---------------------------------------------------------------- one stage
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One stage, ready to be compiled: shared by `train` and the dry run.
+
+    Attributes:
+        parts: objective, optimiser, augmentation.
+        steps: optimiser steps.
+        feed: keyword arguments of `pipeline.stream` and `pipeline.batch_at`.
+        first: the batch of step 0.
+        make_state: () -> state at step 0.
+        state: abstract state, each leaf with its sharding.
+        frozen: what is read but not trained, on the devices.
+    """
+
+    parts: StepParts
+    steps: int
+    feed: dict[str, Any]
+    first: Batch
+    make_state: Callable[[], State]
+    state: Any
+    frozen: Any
+
+
+def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cache: Cache, mesh: Mesh) -> Prepared:
+    """Binds the stage's method to the data, draws the first batch, and lays out the state on the mesh."""
+    stage = config.stages[index]
+    steps = stage.steps or plan.steps
+    spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
+    task = Task(plan, dataset.labels, len(dataset.channels), len(dataset.cases), dataset.domains)
+    objective = stage.objective.bind(task)
+    feed = {
+        **dict(cache=cache, dataset=dataset, plan=plan, mix=stage.mix, split="train"),
+        "seed": config.seed * 1000 + index,
+        "sample_size": stage.augment.sample_size(plan.patch_size, spacing),
+        "process": (jax.process_index(), jax.process_count()),
+    }
+    first = pipeline.batch_at(step=0, **feed)
+    check_batch(objective, first)
+    params, _ = jax.eval_shape(lambda b: objective.init(jax.random.key(0), b), first)
+    optimizer = make_optimizer(stage.optim, steps, params)
+    parts = StepParts(objective, optimizer, stage, config.ema, feed["seed"], spacing, plan.patch_size)
+    make_state = partial(init_state, parts, first)
+    abstract = jax.eval_shape(make_state)
+    places = sharding.state_shardings(abstract, config.rules, mesh)
+    state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
+    frozen = jax.device_put(objective.frozen(), sharding.replicated(mesh))
+    return Prepared(parts, steps, feed, first, make_state, state, frozen)
+
+
+def compile_step(prepared: Prepared, mesh: Mesh) -> Any:
+    """The jitted step: state donated, and its out_shardings pinned, so that a resumed run is the same program."""
+    places = jax.tree.map(lambda s: s.sharding, prepared.state)
+    return jax.jit(make_step(prepared.parts), donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+
+
+def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
+    """Trains one stage to its end; returns the (host) params and aux that the next one starts from."""
+    config, mesh = setting.config, setting.mesh
+    prepared = prepare_stage(config, index, setting.dataset, setting.plan, setting.cache, mesh)
+    steps, feed, frozen = prepared.steps, prepared.feed, prepared.frozen
+    step_fn = compile_step(prepared, mesh)
+    predict_fn = jax.jit(prepared.parts.objective.predict)
+
+    # ------------------------------------------------------------ resume
+    folder = stage_folder(setting.out, index, stage.name)
+    last, best = Checkpoints(folder / "last", keep=2), Checkpoints(folder / "best", keep=1)
+    found = last.restore(prepared.state)
+    if found is None:
+        places = jax.tree.map(lambda s: s.sharding, prepared.state)
+        state: State = jax.jit(prepared.make_state, out_shardings=places)()
+        if previous is not None:
+            state = jax.device_put(transfer(state, previous), places)
+        start = 0
+    else:
+        start, state = found
+        say(f"{stage.name}: resuming from step {start} of {steps}")
+    log = setting.log
+    log.rewind(stage.name, start, tuple(s.name for s in config.stages[index + 1 :]))
+
+    # ------------------------------------------------------------ loop
+    every = config.validate_every or max(steps // 20, 1)
+    save_every = config.checkpoint_every or every
+    best_dice = _best_so_far(log, stage.name)
+    if start == 0:
+        count = sum(p.size for p in jax.tree.leaves(state["params"]))
+        say(
+            f"{stage.name}: {count:,} parameters, {steps} steps, patch {setting.plan.patch_size}, {mesh.size} device(s)"
+        )
+    learning_rate = schedule(stage.optim, steps)
+    window, since = [], time.perf_counter()
+    log.start(stage.name, start, steps)
+    try:
+        batches = pipeline.stream(start=start, workers=config.workers, **feed) if start < steps else iter(())
+        for step in range(start + 1, steps + 1):
+            state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
+            window.append(metrics)
+            if step % config.log_every == 0 or step == steps or setting.stop.is_set():
+                seconds = (time.perf_counter() - since) / len(window)
+                means = _means(window, setting, feed, step)
+                log.write("train", step, **means, lr=float(learning_rate(step - 1)), seconds=seconds)
+                window, since = [], time.perf_counter()
+            if step % every == 0 or step == steps:
+                scores = _validate(setting, predict_fn, state, frozen)
+                if scores and scores["dice"] > best_dice:
+                    best_dice = scores["dice"]
+                    best.save(step, {"params": prediction_weights(state), "aux": state["aux"]})
+                log.write("val", step, **scores, best=max(best_dice, 0.0))
+                _draw(setting)
+                since = time.perf_counter()
+            if step % save_every == 0 or step == steps or _agree_to_stop(setting):
+                last.save(step, state)
+            if _agree_to_stop(setting):
+                raise Interrupted(setting.stop.signal)  # type: ignore[attr-defined]
+    finally:
+        log.stop()
+        best.close()
+        last.close()
+    return _handover(stage, best, state, setting, index)
+
+
+def _agree_to_stop(setting: Setting) -> bool:
+    """Whether any process got a signal; processes agree, since a checkpoint needs them all."""
+    if jax.process_count() == 1:
+        return setting.stop.is_set()
+    return bool(multihost_utils.process_allgather(np.asarray(setting.stop.is_set())).any())
+
+
+def _means(window: list, setting: Setting, feed: dict, step: int) -> dict[str, float]:
+    """Means of the logged scalars since the last line; stops the run after too many bad steps in a row."""
+    values = jax.device_get(window)
+    worst = max(int(v["bad"]) for v in values)
+    if worst >= setting.config.max_bad_steps:
+        cases = pipeline.batch_at(step=step - 1, **feed)["case"]
+        raise UserError(
+            f"{worst} steps in a row gave a loss or gradient that is not finite; the weights are from before them",
+            found=f"step {step}, cases {', '.join(setting.dataset.cases[i].id for i in cases)}",
+            remedy="look at these images (medseg data check), or lower the learning rate (--stages.0.optim.lr)",
+        )
+    good = [v for v in values if int(v["bad"]) == 0]
+    means = {k: float(np.mean([v[k] for v in good])) for k in values[0] if k != "bad"} if good else {}
+    return {**means, "skipped": len(values) - len(good)}
+
+
+def _validate(setting: Setting, predict_fn: Callable, state: State, frozen: Any) -> dict[str, float]:
+    """Scores on the validation cases (process 0 computes, all know); empty without validation cases."""
+    cases = setting.dataset.subset("val", labelled=True)
+    if not cases:
+        return {}
+    whole = sharding.replicated(setting.mesh)
+    weights, aux = jax.device_put((prediction_weights(state), state["aux"]), whole)
+    scores: dict[str, float] = {}
+    if jax.process_index() == 0:
+        local = jax.tree.map(lambda x: x.addressable_data(0), (weights, aux, frozen))
+        scores = validate(partial(predict_fn, *local), setting.cache, cases, setting.plan, setting.dataset.labels)
+    if jax.process_count() > 1:
+        dice = multihost_utils.broadcast_one_to_all(np.float32(scores.get("dice", 0.0)))
+        scores = scores or {"dice": float(dice)}
+    return scores
+
+
+def _best_so_far(log: Log, stage: str) -> float:
+    if not log.path.exists():
+        return -1.0
+    return max(
+        (e["dice"] for e in logs.read(log.path) if e["kind"] == "val" and e["stage"] == stage and "dice" in e),
+        default=-1,
+    )
+
+
+def _draw(setting: Setting) -> None:
+    if jax.process_index() == 0:
+        logs.draw_progress(setting.out / "progress.png", logs.read(setting.log.path))
+
+
+def _handover(stage: Stage, best: Checkpoints, state: State, setting: Setting, index: int) -> Any:
+    """Host copies of (params, aux) for the next stage: the last ones, or the best on validation if it asks for them."""
+    following = setting.config.stages[index + 1 : index + 2]
+    if not following:
+        return None
+    weights = {"params": prediction_weights(state), "aux": state["aux"]}
+    if following[0].start == "best":
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), weights)
+        found = best.restore(like)
+        if found is None:
+            raise UserError(f"Stage {stage.name} has no best weights to start from", remedy='use start="last"')
+        weights = found[1]
+    return jax.device_get(weights)
+
+
+def transfer(state: State, previous: dict[str, Any]) -> State:
+    """A state whose params and aux take every leaf of `previous` that has the same path, shape and type."""
+    old = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(previous)}
+    taken = []
+
+    def one(path, leaf):
+        name = sharding.path_name(path)
+        match = old.get(name)
+        if match is None or match.shape != leaf.shape or match.dtype != leaf.dtype:
+            return leaf
+        taken.append(name)
+        return match
+
+    weights = {k: state[k] for k in ("params", "aux")}
+    new = jax.tree_util.tree_map_with_path(one, weights)
+    if not taken:
+        raise UserError("The stage before shares no weights with this one", found="no leaf of equal path and shape")
+    say(f"started from the stage before: {len(taken)} of {len(jax.tree.leaves(weights))} arrays")
+    new_state = {**state, **new}
+    if "ema" in state:
+        new_state["ema"] = jax.tree.map(np.copy, new["params"])
+    return new_state
+
+
+# ---------------------------------------------------------------- after the loop
+
+
+def final_scores(out: Path, dataset: Dataset) -> None:
+    """Predicts the validation cases with the last and the best weights, scores both in file space; the report."""
+    from medseg_jax.evaluation.evaluate import evaluate
+    from medseg_jax.evaluation.report import report
+    from medseg_jax.inference.predict import predict
+
+    if not dataset.subset("val", labelled=True):
+        say("no validation cases: no scores (give some a split of val in dataset.json)")
+        return
+    for checkpoint in ("last", "best"):
+        folder = out / "validation" / checkpoint
+        predict(open_run(out, checkpoint), dataset.root, folder, split="val", overwrite=True)
+        evaluate(folder, dataset.root, folder)
+    say(f"report: {report(out)}")

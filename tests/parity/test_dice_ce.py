@@ -1,0 +1,49 @@
+"""Dice + cross entropy against MONAI's DiceCELoss (golden/unetr/dice_ce.npz): value, gradient, without background."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medseg_jax.losses import dice_ce
+
+GOLDEN = os.environ.get("MEDSEG_GOLDEN")
+pytestmark = pytest.mark.skipif(GOLDEN is None, reason="MEDSEG_GOLDEN (the folder of reference numbers) is not set")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    root = Path(str(GOLDEN))
+    spec = importlib.util.spec_from_file_location("recipe", root / "recipe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    with np.load(root / "unetr" / "dice_ce.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    given = meta["inputs"]["logits"]
+    logits = 2 * recipe.array(given["recipe_tag"], tuple(given["shape"]), meta["salt"])  # [b, k, *s]
+    logits = jnp.moveaxis(jnp.asarray(logits), 1, -1)
+    target = jax.nn.one_hot(arrays["in_labels"][:, 0], meta["config"]["classes"])  # [b, *s, k]
+    return arrays, meta, logits, target
+
+
+@pytest.mark.parametrize(("name", "background"), [("loss", True), ("loss_without_background", False)])
+def test_value(golden, name, background):
+    arrays, meta, logits, target = golden
+    smooth = meta["config"]["smooth_nr"]
+    value = dice_ce(logits, target, batch=False, background=background, smooth=smooth)
+    np.testing.assert_allclose(value, arrays[name], rtol=0, atol=meta["outputs"][name]["atol"])
+
+
+def test_gradient(golden):
+    arrays, meta, logits, target = golden
+    gradient = jax.grad(lambda x: dice_ce(x, target, batch=False, background=True))(logits)
+    atol = meta["outputs"]["grad_logits"]["atol"]
+    np.testing.assert_allclose(np.moveaxis(gradient, -1, 1), arrays["grad_logits"], rtol=0, atol=atol)

@@ -1,0 +1,700 @@
+"""Prediction of files and folders: the label lies where the image lies, whatever its orientation, spacing, format."""
+
+import json
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from medseg_jax.data.cache import preprocess, restore
+from medseg_jax.data.geometry import resample, spacing_canonical, to_canonical
+from medseg_jax.data.plan import Plan
+from medseg_jax.inference.cases import find_cases, load_case
+from medseg_jax.inference.predict import CasesFailed, Settings, predict, resample_slabs, segment
+from medseg_jax.inference.sliding_window import predict_volume
+from medseg_jax.types import Geometry, Labels, UserError
+
+LABELS = Labels.simple("low", "high")
+
+
+def threshold(image):
+    """A pointwise network: class 1 above 10, class 2 above 20; [b, *s, c] -> [b, *s, 3]."""
+    x = np.asarray(image)[..., :1]
+    return np.concatenate([x <= 10, (x > 10) & (x <= 20), x > 20], -1).astype(np.float32)
+
+
+def expected_label(image: np.ndarray) -> np.ndarray:
+    return (image > 10).astype(np.uint8) + (image > 20)
+
+
+def make_plan(patch: tuple[int, ...], **changes: Any) -> Plan:
+    dim = len(patch)
+    values: dict[str, Any] = {
+        "dim": dim,
+        "spacing": None,
+        "patch_size": patch,
+        "batch_size": 2,
+        "normalization": ({"scheme": "none"},),
+        "strides": ((1,) * dim, (2,) * dim),
+        "kernel_sizes": ((3,) * dim,) * 2,
+        "features": (4, 8),
+        "crop_nonzero": False,
+        "steps": 10,
+        "classes": LABELS.names,
+        "in_channels": 1,
+    }
+    return Plan(**values | changes)
+
+
+def make_run(folder: Path, patch: tuple[int, ...] = (4, 6, 8), network=threshold, weights: str = "a", **changes: Any):
+    """What `open_run` gives, with a network of our choice."""
+    manifest = folder / "checkpoints" / "0_main" / "best" / "7.sha256.json"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps({"files": {}, "self": weights}))
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "low": 1, "high": 2}}))
+    channels = changes.pop("channels", ("MR",))
+    plan = make_plan(patch, in_channels=len(channels), normalization=({"scheme": "none"},) * len(channels), **changes)
+    labels = Labels(plan.classes, tuple((i + 1,) for i in range(len(plan.classes))))
+    return SimpleNamespace(
+        path=folder, plan=plan, labels=labels, channels=channels, predict=network, checkpoint="best", step=7
+    )
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine)
+    image.header["descrip"] = b"scanner 7"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+
+
+def random_volume(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 31, shape).astype(np.int16)
+
+
+def one(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- shape, place, header
+
+
+ORIENTATIONS = [
+    "".join(codes[i] for i in order)
+    for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    for codes in (a + b + c for a in "RL" for b in "AP" for c in "SI")
+]
+
+
+def oriented(codes: str, spacing: tuple[float, ...], shape: tuple[int, ...], tilt: float = 0.05) -> np.ndarray:
+    """Affine of a file whose axes point to `codes`, slightly oblique."""
+    signs = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, code in enumerate(codes):
+        world, sign = signs[code]
+        affine[world, axis] = sign * spacing[axis]
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = [-31.5, 12.25, 7]
+    return affine
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_the_label_of_a_pointwise_network_is_the_thresholded_file_in_all_48_orientations(tmp_path, codes):
+    assert len(set(ORIENTATIONS)) == 48
+    shape, spacing = (5, 9, 7), (0.7, 1.3, 2.1)
+    array = random_volume(*shape)
+    affine = oriented(codes, spacing, shape)
+    write_nifti(tmp_path / "in" / "a_0000.nii.gz", array, affine)
+    run = make_run(tmp_path / "run", patch=(4, 4, 4) if codes[0] in "RA" else (4, 4))
+    (path,) = predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    assert path == tmp_path / "out" / "a.nii.gz"
+    label = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(label.dataobj), expected_label(array))
+    source = nib.load(tmp_path / "in" / "a_0000.nii.gz")
+    np.testing.assert_array_equal(label.affine, source.affine)
+    for key in ("descrip", "sform_code", "qform_code", "xyzt_units", "pixdim", "quatern_b", "qoffset_x"):
+        np.testing.assert_array_equal(label.header[key], source.header[key], err_msg=key)
+    assert label.get_data_dtype() == np.uint8
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    patch=st.sampled_from([(4, 4, 4), (8, 4, 6), (4, 4), (8, 16)]),
+    codes=st.sampled_from(ORIENTATIONS),
+    crop=st.booleans(),
+)
+def test_any_shape_against_any_patch(tmp_path_factory, shape, patch, codes, crop):
+    folder = tmp_path_factory.mktemp("case")
+    array = random_volume(*shape, seed=sum(shape))
+    if crop:
+        array[:, : shape[1] // 2] = 0
+    write_nifti(folder / "in" / "a.nii", array, oriented(codes, (1, 1.5, 2), shape))
+    run = make_run(folder / "run", patch=patch, crop_nonzero=crop)
+    (path,) = predict(run, folder / "in", folder / "out", progress=False, overlap=0.3)
+    assert path.name == "a.nii"
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), expected_label(array))
+
+
+def smooth(image):
+    """Probabilities that vary smoothly, so that interpolating them makes a difference."""
+    x = np.asarray(image)[..., :1] / 31
+    return np.concatenate([(1 - x) ** 2, 2 * x * (1 - x), x**2], -1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing", "plan_spacing"),
+    [
+        ((4, 4, 4), (1, 1, 1), (1.4, 0.8, 1.1)),
+        ((4, 4, 4), (1, 1, 5), (2.5, 2.0, 2.0)),
+        ((4, 4, 4), (5, 1, 1), (5, 1.3, 1.3)),
+        ((4, 4), (1, 1, 8), (8, 0.6, 0.6)),
+        ((4, 4), (1, 1, 8), (5, 1, 1)),
+        ((4, 4), (2, 2, 2), (1, 3, None)),
+    ],
+)
+@pytest.mark.parametrize("codes", ["SAR", "RAS", "LPI", "PSL"])
+def test_resampled_slabs_are_what_restore_makes_of_the_whole_volume(tmp_path, patch, spacing, plan_spacing, codes):
+    rng = np.random.default_rng(1)
+    shape = (12, 17, 9)
+    array = rng.normal(15, 8, shape).astype(np.float32)
+    array[:2] = 0
+    write_nifti(tmp_path / "in" / "a.nii.gz", array, oriented(codes, spacing, shape))
+    run = make_run(tmp_path / "run", patch=patch, network=smooth, spacing=plan_spacing, crop_nonzero=True)
+    (case,) = find_cases(tmp_path / "in", run.channels)
+    image, geometry = load_case(case, run.channels)
+    done = preprocess(image, None, geometry, run.plan)
+    assert done.record.resampled_shape != done.record.crop_shape
+    whole = restore(predict_volume(smooth, done.image, patch, 3), done.record, geometry, run.plan)
+    kept = np.zeros((*done.record.canonical_shape, 3), np.float32)
+    seen = []
+    label = segment(run, done.image, done.record, geometry, Settings(), kept, lambda *rows: seen.append(rows))
+    np.testing.assert_allclose(kept, to_canonical(whole, geometry, channels=True), atol=2e-6)
+    clear = np.sort(whole, -1)
+    clear = clear[..., -1] - clear[..., -2] > 1e-5
+    np.testing.assert_array_equal(label[clear], run.labels.decode(whole)[clear])
+    assert clear.mean() > 0.99
+    assert label.shape == shape
+    assert seen[-1][0] == seen[-1][1] > 1
+    assert len(np.unique(label)) == 3
+    assert spacing_canonical(geometry) == pytest.approx(done.record.original_spacing)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=st.tuples(*[st.integers(1, 9)] * 3),
+    target=st.tuples(*[st.integers(1, 14)] * 3),
+    axis=st.integers(0, 1),
+    coarse=st.sampled_from([None, 0, 1, 2]),
+    cuts=st.lists(st.integers(1, 8), max_size=4),
+)
+def test_slabs_of_any_thickness_resample_as_a_whole(source, target, axis, coarse, cuts):
+    if axis:
+        source, target = (1, *source[1:]), (1, *target[1:])
+    array = np.random.default_rng(0).random((*source, 2)).astype(np.float32)
+    edges = [0, *sorted({c for c in cuts if c < source[axis]}), source[axis]]
+    slabs = [(a, array.take(range(a, b), axis)) for a, b in pairwise(edges)]
+    parts = list(resample_slabs(slabs, source, target, axis, coarse))
+    position = 0
+    for start, part in parts:
+        assert start == position
+        position += part.shape[axis]
+    whole = np.concatenate([part for _, part in parts], axis)
+    np.testing.assert_allclose(whole, resample(array, target, 1, coarse), atol=1e-6)
+
+
+def test_test_time_augmentation_reaches_the_network(tmp_path):
+    write_nifti(tmp_path / "in" / "a.nii", random_volume(4, 4, 4))
+    seen = []
+
+    def network(image):
+        seen.append(np.asarray(image))
+        return threshold(image)
+
+    run = make_run(tmp_path / "run", patch=(4, 4, 4), network=network)
+    (path,) = predict(run, tmp_path / "in", tmp_path / "out", tta=True, progress=False)
+    assert len(seen) == 8
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), expected_label(random_volume(4, 4, 4)))
+
+
+def test_overlapping_classes_become_bit_masks(tmp_path):
+    array = random_volume(5, 6, 7)
+    write_nifti(tmp_path / "in" / "a.nii.gz", array)
+
+    def network(image):
+        return np.concatenate([np.asarray(image) > 10, np.asarray(image) > 20], -1).astype(np.float32)
+
+    run = make_run(tmp_path / "run", network=network)
+    run.labels = Labels.overlapping("low", "high")
+    (path,) = predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), (array > 10) + 2 * (array > 20))
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"), [(".png", ".png"), (".jpg", ".png"), (".bmp", ".png"), (".tif", ".png")]
+)
+@pytest.mark.parametrize("patch", [(8, 8), (32, 64)])
+def test_pictures_become_png_label_maps(tmp_path, ending, expected, patch):
+    blocks = np.kron(random_volume(3, 5).astype(np.uint8) * 5, np.ones((8, 8), np.uint8))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(blocks).save(tmp_path / "in" / f"IMG 7{ending}", **({"quality": 100} if ending == ".jpg" else {}))
+    run = make_run(tmp_path / "run", patch=patch, network=lambda x: threshold(np.round(np.asarray(x) / 5)))
+    (path,) = predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    assert path.name == f"IMG 7{expected}"
+    np.testing.assert_array_equal(np.array(Image.open(path)), expected_label(np.round(blocks / 5)))
+
+
+def test_a_picture_that_is_resized_for_the_network_comes_back_in_its_own_size(tmp_path):
+    picture = np.zeros((90, 70), np.uint8)
+    picture[20:60, 10:50] = 30
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "a.png")
+    run = make_run(tmp_path / "run", patch=(16, 16), network=smooth, working_size=(32, 48))
+    (path,) = predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    label = np.array(Image.open(path))
+    assert label.shape == picture.shape
+    assert ((label > 0) == (picture > 0)).mean() > 0.95
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".h5"])
+def test_arrays_keep_their_format(tmp_path, ending):
+    from medseg_jax.data import io
+
+    array = random_volume(5, 9, 12)
+    geometry = Geometry(array.shape, unit="px")
+    io.write_image(tmp_path / "in" / f"a{ending}", array[..., None], geometry)
+    (path,) = predict(make_run(tmp_path / "run"), tmp_path / "in", tmp_path / "out", progress=False)
+    assert path.name == f"a{ending}"
+    np.testing.assert_array_equal(io.read_label(path)[0], expected_label(array))
+
+
+# ---------------------------------------------------------------------------------------------------- files and folders
+
+
+def test_a_single_file_with_its_channels(tmp_path):
+    array = random_volume(5, 6, 7)
+    for channel in (0, 1):
+        write_nifti(tmp_path / "in" / f"p 1_000{channel}.nii.gz", array * (1 - channel))
+        write_nifti(tmp_path / "in" / f"p 2_000{channel}.nii.gz", array * 0)
+    run = make_run(tmp_path / "run", channels=("CT", "PET"))
+    (path,) = predict(run, tmp_path / "in" / "p 1_0000.nii.gz", tmp_path / "out", progress=False)
+    assert path.name == "p 1.nii.gz"
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), expected_label(array))
+
+
+def test_camera_names_are_not_channels(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in (1, 2, 7):
+        Image.fromarray(np.full((9, 9), i, np.uint8)).save(tmp_path / "in" / f"IMG_000{i}.png")
+    assert [c.id for c in find_cases(tmp_path / "in", ("grey",))] == ["IMG_0001", "IMG_0002", "IMG_0007"]
+    assert [c.id for c in find_cases(tmp_path / "in" / "IMG_0002.png", ("grey",))] == ["IMG_0002"]
+
+
+def test_nnunet_names_are_channels(tmp_path):
+    for name in ("b_0000", "b_0001", "a_0000", "a_0001"):
+        write_nifti(tmp_path / f"{name}.nii.gz", random_volume(3, 3, 3))
+    cases = find_cases(tmp_path, ("T1", "T2"))
+    assert [(c.id, [p.name for p in c.images]) for c in cases] == [
+        ("a", ["a_0000.nii.gz", "a_0001.nii.gz"]),
+        ("b", ["b_0000.nii.gz", "b_0001.nii.gz"]),
+    ]
+
+
+def test_one_rgb_file_may_carry_the_channel_number(tmp_path):
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a_0000.png")
+    for path in (tmp_path, tmp_path / "a_0000.png"):
+        (case,) = find_cases(path, ("R", "G", "B"))
+        assert case.id == "a"
+        assert load_case(case, ("R", "G", "B"))[0].shape == (9, 9, 3)
+
+
+def test_two_files_for_one_prediction_are_refused(tmp_path):
+    write_nifti(tmp_path / "a.nii", random_volume(3, 3, 3))
+    write_nifti(tmp_path / "a.nii.gz", random_volume(3, 3, 3))
+    with pytest.raises(UserError, match="Several files would give the prediction a"):
+        find_cases(tmp_path, ("MR",))
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "expected"),
+    [
+        (["a_0000"], "1 in a_0000.nii.gz", "2: a_0000.nii.gz (CT), a_0001.nii.gz (PET)"),
+        (["a_0000", "a_0001", "a_0002"], "3 in a_0000.nii.gz, a_0001.nii.gz, a_0002.nii.gz", "2: "),
+        (["a_0000", "a_0002"], "a_0000.nii.gz, a_0002.nii.gz", "a_0001.nii.gz (PET)"),
+    ],
+)
+def test_a_wrong_number_of_channels_is_named(tmp_path, names, found, expected):
+    for name in names:
+        write_nifti(tmp_path / f"{name}.nii.gz", random_volume(3, 3, 3))
+    (case,) = find_cases(tmp_path, ("CT", "PET"))
+    with pytest.raises(UserError) as error:
+        load_case(case, ("CT", "PET"))
+    assert error.value.found == found
+    assert expected in str(error.value.expected)
+
+
+def test_channels_on_different_grids_are_refused_with_millimetres(tmp_path):
+    write_nifti(tmp_path / "a_0000.nii.gz", random_volume(3, 3, 3))
+    write_nifti(tmp_path / "a_0001.nii.gz", random_volume(3, 3, 3), np.diag([2.0, 2, 2, 1]))
+    (case,) = find_cases(tmp_path, ("CT", "PET"))
+    with pytest.raises(UserError, match="same space") as error:
+        load_case(case, ("CT", "PET"))
+    assert "mm" in error.value.found
+
+
+def make_dataset(root: Path) -> Path:
+    for i in range(6):
+        write_nifti(root / "imagesTr" / f"c{i}_0000.nii.gz", random_volume(4, 5, 6, seed=i))
+        write_nifti(root / "labelsTr" / f"c{i}.nii.gz", np.zeros((4, 5, 6), np.uint8))
+    write_nifti(root / "imagesTs" / "t0_0000.nii.gz", random_volume(4, 5, 6, seed=9))
+    content = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "low": 1, "high": 2},
+        "numTraining": 6,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"), [("test", ["t0"]), ("val", ["c0", "c5"]), (None, ["c0", "c1", "c2", "c3", "c4", "c5", "t0"])]
+)
+def test_a_data_set_or_one_of_its_splits(tmp_path, split, expected):
+    root = make_dataset(tmp_path / "data")
+    run = make_run(tmp_path / "run")
+    written = predict(run, root, tmp_path / "out", split=split, progress=False)
+    assert [p.name for p in written] == [f"{id}.nii.gz" for id in expected]
+    assert (tmp_path / "out" / "dataset.json").read_text() == (tmp_path / "run" / "dataset.json").read_text()
+
+
+def test_what_cannot_be_an_input_is_explained(tmp_path):
+    (tmp_path / "in" / "imagesTs").mkdir(parents=True)
+    with pytest.raises(UserError, match="no image") as error:
+        find_cases(tmp_path / "in", ("MR",))
+    assert error.value.remedy == f"-i {tmp_path / 'in' / 'imagesTs'}"
+    with pytest.raises(UserError, match="no such image or folder"):
+        find_cases(tmp_path / "missing", ("MR",))
+    write_nifti(tmp_path / "flat" / "a.nii", random_volume(3, 3, 3))
+    with pytest.raises(UserError, match="Only a data set folder has splits"):
+        find_cases(tmp_path / "flat", ("MR",), "test")
+
+
+def test_channels_in_another_order_are_refused(tmp_path):
+    root = make_dataset(tmp_path / "data")
+    content = json.loads((root / "dataset.json").read_text())
+    content["channel_names"] = {"0": "PET", "1": "CT"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="another order"):
+        find_cases(root, ("CT", "PET"))
+
+
+# ---------------------------------------------------------------------------------------------- going on, starting anew
+
+
+def folder_of_cases(folder: Path, count: int = 3) -> Path:
+    for i in range(count):
+        write_nifti(folder / f"c{i}.nii.gz", random_volume(4, 5, 6, seed=i))
+    return folder
+
+
+class Counter:
+    """A network that counts its calls and can fail at one of them."""
+
+    def __init__(self, fail_at: int = 0, error: type[BaseException] = RuntimeError):
+        self.calls, self.fail_at, self.error = 0, fail_at, error
+
+    def __call__(self, image):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise self.error("out of something")
+        return threshold(image)
+
+
+def test_an_interrupted_prediction_goes_on_where_it_stopped(tmp_path):
+    source, out = folder_of_cases(tmp_path / "in"), tmp_path / "out"
+    patch = (8, 8, 8)
+    with pytest.raises(KeyboardInterrupt):
+        predict(make_run(tmp_path / "run", patch, Counter(3, KeyboardInterrupt)), source, out, progress=False)
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["c0.nii.gz", "c1.nii.gz"]
+    first = {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
+    network = Counter()
+    written = predict(make_run(tmp_path / "run", patch, network), source, out, progress=False)
+    assert network.calls == 1
+    assert [p.name for p in written] == ["c0.nii.gz", "c1.nii.gz", "c2.nii.gz"]
+    assert {name: (out / name).stat().st_mtime_ns for name in first} == first
+    assert list(out.glob(".*")) == []
+
+
+@pytest.mark.parametrize("lost", ["output", "journal", "input changed"])
+def test_a_case_is_repeated_if_it_is_not_certainly_done(tmp_path, lost):
+    source, out = folder_of_cases(tmp_path / "in"), tmp_path / "out"
+    predict(make_run(tmp_path / "run"), source, out, progress=False)
+    if lost == "output":
+        (out / "c1.nii.gz").unlink()
+    elif lost == "journal":
+        journal = json.loads((out / "predict.json").read_text())
+        del journal["cases"]["c1"]
+        (out / "predict.json").write_text(json.dumps(journal))
+        (out / "c1.nii.gz").write_bytes(b"half a file")
+    else:
+        write_nifti(source / "c1.nii.gz", random_volume(4, 5, 6, seed=77))
+    network = Counter()
+    run = make_run(tmp_path / "run", network=network)
+    predict(run, source, out, progress=False)
+    assert network.calls > 0
+    image = np.asarray(nib.load(source / "c1.nii.gz").dataobj)
+    np.testing.assert_array_equal(np.asarray(nib.load(out / "c1.nii.gz").dataobj), expected_label(image))
+    network.calls = 0
+    predict(run, source, out, progress=False)
+    assert network.calls == 0
+
+
+@pytest.mark.parametrize("change", ["weights", "plan", "tta", "overlap"])
+def test_other_weights_or_settings_never_mix_silently(tmp_path, change):
+    source, out = folder_of_cases(tmp_path / "in"), tmp_path / "out"
+    predict(make_run(tmp_path / "run"), source, out, progress=False)
+    old = (out / "c2.nii.gz").read_bytes()
+    (source / "c2.nii.gz").unlink()
+    run = make_run(
+        tmp_path / "run", (4, 4, 4) if change == "plan" else (4, 6, 8), weights="b" if change == "weights" else "a"
+    )
+    options: dict[str, Any] = {"tta": True} if change == "tta" else {"overlap": 0.25} if change == "overlap" else {}
+    with pytest.raises(UserError, match="another run or with other settings") as error:
+        predict(run, source, out, progress=False, **options)
+    assert change in str(error.value.found)
+    assert (out / "c2.nii.gz").read_bytes() == old, "nothing may be lost before the user has decided"
+    predict(run, source, out, overwrite=True, progress=False, **options)
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["c0.nii.gz", "c1.nii.gz"], (
+        "the old run's case must not stay"
+    )
+
+
+def test_overwrite_repeats_everything(tmp_path):
+    source, out = folder_of_cases(tmp_path / "in"), tmp_path / "out"
+    network = Counter()
+    run = make_run(tmp_path / "run", (8, 8, 8), network)
+    predict(run, source, out, progress=False)
+    predict(run, source, out, overwrite=True, progress=False)
+    assert network.calls == 6
+
+
+def test_a_folder_of_other_images_is_not_overwritten(tmp_path):
+    source, labels = folder_of_cases(tmp_path / "in"), folder_of_cases(tmp_path / "labels")
+    before = {p.name: p.read_bytes() for p in labels.iterdir()}
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="did not write"):
+        predict(run, source, labels, progress=False)
+    with pytest.raises(UserError, match="among the images"):
+        predict(run, source, source, overwrite=True, progress=False)
+    assert {p.name: p.read_bytes() for p in labels.iterdir()} == before
+
+
+def test_a_broken_case_does_not_cost_the_others(tmp_path):
+    source, out = folder_of_cases(tmp_path / "in", 4), tmp_path / "out"
+    data = (source / "c1.nii.gz").read_bytes()
+    (source / "c1.nii.gz").write_bytes(data[: len(data) // 2])
+    write_nifti(source / "c2.nii.gz", np.full((4, 5, 6), np.nan, np.float32))
+    run = make_run(tmp_path / "run")
+    with pytest.raises(CasesFailed, match="2 of 4 cases") as error:
+        predict(run, source, out, progress=False)
+    assert [p.name for p in error.value.written] == ["c0.nii.gz", "c3.nii.gz"]
+    assert set(error.value.failed) == {"c1", "c2"}
+    assert "c1.nii.gz" in error.value.failed["c1"]
+    assert "NaN" in str(error.value)
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["c0.nii.gz", "c3.nii.gz"]
+    for id in ("c1", "c2"):
+        write_nifti(source / f"{id}.nii.gz", random_volume(4, 5, 6))
+    assert len(predict(run, source, out, progress=False)) == 4
+
+
+def test_a_failing_network_is_reported_with_its_traceback(tmp_path):
+    source = folder_of_cases(tmp_path / "in")
+    with pytest.raises(CasesFailed) as error:
+        predict(make_run(tmp_path / "run", (8, 8, 8), Counter(2)), source, tmp_path / "out", progress=False)
+    assert list(error.value.failed) == ["c1"]
+    assert "Traceback" in error.value.failed["c1"]
+    assert "out of something" in error.value.failed["c1"]
+
+
+def test_the_input_folder_may_be_read_only(tmp_path):
+    source = folder_of_cases(tmp_path / "in")
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in source.iterdir()}
+    os.chmod(source, 0o555)
+    try:
+        predict(make_run(tmp_path / "run"), source, tmp_path / "out", progress=False, save_probabilities=True)
+    finally:
+        os.chmod(source, 0o755)
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in source.iterdir()} == before
+
+
+def test_predict_json_says_where_the_numbers_come_from(tmp_path):
+    source, out = folder_of_cases(tmp_path / "in", 1), tmp_path / "out"
+    predict(make_run(tmp_path / "run", weights="0123"), source, out, overlap=0.25, progress=False)
+    content = json.loads((out / "predict.json").read_text())
+    assert content["made_by"]["weights"] == "0123"
+    assert content["made_by"]["overlap"] == 0.25
+    assert (content["checkpoint"], content["step"]) == ("best", 7)
+    assert content["cases"]["c0"]["outputs"] == ["c0.nii.gz"]
+    assert content["cases"]["c0"]["shape"] == [4, 5, 6]
+
+
+def test_plain_lines_when_piped(tmp_path, capsys):
+    source = folder_of_cases(tmp_path / "in", 2)
+    predict(make_run(tmp_path / "run"), source, tmp_path / "out")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0].startswith(
+        "[1/2] c0: 6 x 5 x 4 after preprocessing, 2 windows of 4 x 6 x 8 at once, at most 0.00 GiB"
+    )
+    assert lines[1].startswith("[1/2] c0: 4 x 5 x 6, ")
+    assert lines[2].startswith("[2/2] c1: 4 x 5 x 6, ")
+    assert len(lines) == 3
+    assert "\x1b" not in captured.err
+
+
+@pytest.mark.parametrize("bad", [{"overlap": 1.0}, {"overlap": -0.1}, {"batch_size": 0}])
+def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, bad):
+    with pytest.raises(UserError):
+        predict(make_run(tmp_path / "run"), folder_of_cases(tmp_path / "in"), tmp_path / "out", progress=False, **bad)
+    assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- probabilities
+
+
+@pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 1.5)])
+def test_probabilities_lie_in_the_space_of_the_image(tmp_path, spacing):
+    array = random_volume(6, 8, 10)
+    array[:2] = 0
+    write_nifti(tmp_path / "in" / "a.nii.gz", array, oriented("LPS", (1, 1, 1), array.shape))
+    run = make_run(tmp_path / "run", network=smooth, crop_nonzero=True, spacing=spacing)
+    out = tmp_path / "out"
+    (path,) = predict(run, tmp_path / "in", out, save_probabilities=True, progress=False)
+    with np.load(out / "probabilities" / "a.npz") as file:
+        probabilities = file["probabilities"]
+        assert list(file["classes"]) == ["background", "low", "high"]
+    assert probabilities.dtype == np.float16
+    assert probabilities.shape == (*array.shape, 3)
+    np.testing.assert_array_equal(probabilities[:2, ..., 0], 1)
+    np.testing.assert_allclose(probabilities.sum(-1, dtype=np.float32), 1, atol=2e-3)
+    if spacing is None:
+        np.testing.assert_allclose(probabilities[2:], smooth(array[2:, ..., None]), atol=1e-3)
+    label = np.asarray(nib.load(path).dataobj)
+    top = np.sort(probabilities.astype(np.float32), -1)
+    clear = top[..., -1] - top[..., -2] > 2e-3
+    np.testing.assert_array_equal(label[clear], probabilities.argmax(-1)[clear])
+    for i, name in enumerate(("low", "high"), 1):
+        image = nib.load(out / "probabilities" / f"a_{name}.nii.gz")
+        np.testing.assert_array_equal(image.affine, nib.load(path).affine)
+        np.testing.assert_allclose(image.get_fdata(), probabilities[..., i], atol=1e-6)
+    assert sorted(p.name for p in out.iterdir()) == ["a.nii.gz", "dataset.json", "predict.json", "probabilities"]
+
+
+def test_probabilities_of_pictures_are_grey_pictures(tmp_path):
+    (tmp_path / "in").mkdir()
+    picture = random_volume(20, 30).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "in" / "a.jpg", quality=100)
+    run = make_run(tmp_path / "run", (8, 8), network=smooth)
+    predict(run, tmp_path / "in", tmp_path / "out", save_probabilities=True, progress=False)
+    with np.load(tmp_path / "out" / "probabilities" / "a.npz") as file:
+        high = file["probabilities"][..., 2].astype(np.float32)
+    grey = np.array(Image.open(tmp_path / "out" / "probabilities" / "a_high.png"))
+    np.testing.assert_allclose(grey / 255, high, atol=0.003)
+
+
+def test_probabilities_asked_for_later_repeat_the_case(tmp_path):
+    source, out = folder_of_cases(tmp_path / "in", 1), tmp_path / "out"
+    network = Counter()
+    run = make_run(tmp_path / "run", network=network)
+    predict(run, source, out, progress=False)
+    calls = network.calls
+    predict(run, source, out, save_probabilities=True, progress=False)
+    assert network.calls == 2 * calls
+    predict(run, source, out, save_probabilities=True, progress=False)
+    predict(run, source, out, progress=False)
+    assert network.calls == 2 * calls
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """`medseg predict RUN` opens a run with a thresholding network."""
+    from medseg_jax.inference import predict as module
+
+    asked = []
+
+    def open_run(path, checkpoint):
+        asked.append((path, checkpoint))
+        return make_run(tmp_path / "run")
+
+    monkeypatch.setattr(module, "open_run", open_run)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return asked
+
+
+def test_command_line(tmp_path, opened, capsys):
+    from medseg_jax.cli.predict import main
+
+    source, out = folder_of_cases(tmp_path / "in"), tmp_path / "out dir ü"
+    assert main([str(tmp_path / "run"), "-i", str(source), "-o", str(out), "--checkpoint", "last", "--json"]) == 0
+    assert opened == [(tmp_path / "run", "last")]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"written": [str(out / f"c{i}.nii.gz") for i in range(3)], "failed": {}}
+    shutil.rmtree(out)
+    (source / "c1.nii.gz").write_bytes(b"")
+    assert main([str(tmp_path / "run"), "-i", str(source), "-o", str(out), "--json"]) == 1
+    assert list(json.loads(capsys.readouterr().out)["failed"]) == ["c1"]
+    with pytest.raises(CasesFailed):
+        main([str(tmp_path / "run"), "-i", str(source), "-o", str(out)])
+
+
+def test_command_line_options_reach_predict(tmp_path, monkeypatch):
+    from medseg_jax.cli.predict import main
+    from medseg_jax.inference import predict as module
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(module, "predict", lambda *args, **options: seen.update(options, args=args) or [])
+    flags = ["--tta", "--overlap", "0.25", "--batch-size", "3", "--split", "test", "--probabilities", "--overwrite"]
+    assert main(["RUN", "--input", "IN", "--output", "OUT", *flags]) == 0
+    assert seen.pop("args") == (Path("RUN"), Path("IN"), Path("OUT"))
+    assert seen == {
+        "checkpoint": "best",
+        "tta": True,
+        "overlap": 0.25,
+        "batch_size": 3,
+        "split": "test",
+        "save_probabilities": True,
+        "overwrite": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "argv", [["RUN"], ["RUN", "-i", "a", "-o", "b", "--tat"], ["RUN", "-i", "a", "-o", "b", "--split", "x"]]
+)
+def test_wrong_usage_ends_with_2(argv, capsys):
+    from medseg_jax.cli.predict import main
+
+    with pytest.raises(SystemExit) as exit:
+        main(argv)
+    assert exit.value.code == 2
+    if "--tat" in argv:
+        assert "--tta" in capsys.readouterr().err
