@@ -268,7 +268,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# -------------------------------------------------------------------------------------------------- cases and splits
+# ----------------------------------------------------------------------------------------------------- cases and splits
 
 
 def _find_cases(root: Path, content: dict[str, Any], ending: str, noted: Iterable[str]) -> list[Case]:

@@ -52,6 +52,8 @@ SUFFIXES: dict[str, str] = {
 }
 """Readable suffixes (lower case) and the reader behind each."""
 
+_PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
+
 type Role = Literal["image", "label"]
 
 
@@ -207,12 +209,14 @@ def _grey(values: np.ndarray, path: Path) -> np.ndarray:
     first = values[..., 0]
     if all(np.array_equal(first, values[..., i]) for i in range(1, values.shape[-1])):
         return first
-    colours, counts = np.unique(values.reshape(-1, values.shape[-1]), axis=0, return_counts=True)  # [n, c]
+    flat = values.reshape(-1, values.shape[-1])  # [n, c]
+    flat = flat[(flat != flat[:, :1]).any(1)][:50_000]
+    colours, counts = np.unique(flat, axis=0, return_counts=True)
     common = ", ".join(str(tuple(colours[i].tolist())) for i in np.argsort(-counts, kind="stable")[:6])
     raise UserError(
         "The label map has several channels that differ",
         file=path,
-        found=f"{len(colours)} values, most frequent first: {common}",
+        found=f"colours such as {common}",
         expected="one number per voxel",
         remedy="medseg data convert SRC DST turns colours into classes",
     )
@@ -243,22 +247,11 @@ def _label_values(values: np.ndarray, path: Path) -> np.ndarray:
 
 def _read_picture(path: Path, role: Role) -> np.ndarray:
     """Decoded picture [h, w, c], or [pages, h, w, c] for a TIFF of several pages."""
-    with warnings.catch_warnings():
-        # Pillow warns at 89 megapixels and refuses at 179; large microscopy is no reason for a warning.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            # Named formats only: Pillow's other plug-ins reach as far as calling Ghostscript.
-            image = Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM"))
-        except Image.DecompressionBombError as error:
-            remedy = "cut it into tiles"
-            raise UserError("The picture is too large to be safe", file=path, found=error, remedy=remedy) from error
-        except Image.UnidentifiedImageError:
-            if suffix(path) not in (".tif", ".tiff"):
-                raise
-            return _read_tifffile(path)
-    with image:
+    # An open file, not its name: Pillow maps named files into memory and then gets rotated TIFFs wrong.
+    with path.open("rb") as stream:
+        image = _open_picture(stream, path)
         frames = getattr(image, "n_frames", 1)
-        if image.format == "TIFF" and _beyond_pillow(image, frames):
+        if image is None or (image.format == "TIFF" and _beyond_pillow(image, frames)):
             return _read_tifffile(path)
         if frames > 1 and image.format == "TIFF":
             pages = [_pixels(image, role, path) for _ in _pages(image, frames)]
@@ -271,6 +264,23 @@ def _read_picture(path: Path, role: Role) -> np.ndarray:
                 "The picture is animated", file=path, found=f"{frames} frames", remedy="save them one by one"
             )
         return _pixels(image, role, path)
+
+
+def _open_picture(stream: IO[bytes], path: Path) -> Image.Image | None:
+    """The picture's header, or None for a TIFF that is beyond Pillow."""
+    with warnings.catch_warnings():
+        # Pillow warns at 89 megapixels and refuses at 179; large microscopy is no reason for a warning.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            # Named formats only: Pillow's other plug-ins reach as far as calling Ghostscript.
+            return Image.open(stream, formats=_PILLOW_FORMATS)
+        except Image.DecompressionBombError as error:
+            remedy = "cut it into tiles"
+            raise UserError("The picture is too large to be safe", file=path, found=error, remedy=remedy) from error
+        except Image.UnidentifiedImageError as error:
+            if suffix(path) in (".tif", ".tiff"):
+                return None
+            raise ValueError(f"not a complete {', '.join(_PILLOW_FORMATS)}") from error
 
 
 def _pages(image: Image.Image, frames: int) -> Iterator[None]:

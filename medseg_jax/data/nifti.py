@@ -63,7 +63,7 @@ def _nifti_header(block: bytes, path: Path) -> Any:
         raise UserError("The header declares impossible dimensions", file=path, found=dims, expected=expected)
     try:
         header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         code = int(header["datatype"])
         raise UserError(
             "Unknown NIfTI data type", file=path, found=f"code {code}", expected="integers or floats"
@@ -92,7 +92,7 @@ def check_declared(path: Path, declared: int, zipped: bool) -> None:
 
 
 def _read_exactly(stream: BufferedIOBase, size: int, path: Path) -> np.ndarray:
-    """`size` bytes as uint8; memory is touched only as data arrives, and gzip's checksum is compared at the end."""
+    """`size` bytes as uint8; memory is touched only as data arrives."""
     data = np.empty(size, np.uint8)
     done, view = 0, memoryview(data)
     while done < size:
@@ -102,7 +102,8 @@ def _read_exactly(stream: BufferedIOBase, size: int, path: Path) -> np.ndarray:
             remedy = "copy or download it again"
             raise UserError("The file is cut short", file=path, found=found, expected=expected, remedy=remedy)
         done += count
-    stream.read(1)
+    while stream.read(1 << 20):  # to the end: gzip compares its checksum only there
+        pass
     return data
 
 
@@ -150,7 +151,9 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         extra = array.shape[-1:] if array.shape[-1] > 1 else ()
         array = array.reshape((*geometry.shape, *(1,) * (3 - rank if extra else 0), *extra))
     header = _nifti_header_for(geometry)
-    header.set_data_shape(array.shape)
+    pixdim = header["pixdim"].copy()
+    header.set_data_shape(array.shape)  # resets the spacing of axes beyond the array's
+    header["pixdim"] = pixdim
     header.set_data_dtype(array.dtype)
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = 1, 0, header.sizeof_hdr + 4
     header["cal_min"] = header["cal_max"] = 0

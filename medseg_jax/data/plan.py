@@ -309,8 +309,8 @@ def plan_from(
     crop = not facts.pictures and bool((facts.kept < 1).any())
     reasons |= {
         "patch_size": f"Median case after resampling: {_show(median)}; {_fit(net, median)}, divisible by the strides.",
-        "batch_size": f"What {limits.activations:.1g} activations hold, at most {limits.batch[dim][1]} and 5 % of the "
-        f"data, at least 2: {net.activations * batch_size * 4 / 1e6:.0f} MB of feature maps in float32 a step "
+        "batch_size": f"What {limits.activations:.1g} activations hold, at most {limits.batch[dim][1]} and (beyond 4) "
+        f"5 % of the data, at least 2: {net.activations * batch_size * 4 / 1e6:.0f} MB of feature maps in float32 "
         f"(about three times that in training).",
         "strides": f"Each axis is halved while at least {MIN_FEATURE_MAP} remain; coarse axes wait for the fine ones.",
         "kernel_sizes": "3, but 1 along an axis whose spacing is at least twice the finest one's.",
@@ -441,6 +441,9 @@ def topology(
         strides.append(tuple(2 if a in open_ else 1 for a in axes))
         for a in open_:
             size[a], gap[a] = math.ceil(size[a] / 2), 2 * gap[a]
+    if len(strides) == 1:  # a U-Net has two stages, however small the image
+        strides.append(tuple(2 if n > 1 else 1 for n in size) if max(size) > 1 else (2,) * len(patch))
+        kernels.append((3,) * len(patch))
     kernels.append((3,) * len(patch))
     divisor = [math.prod(stage[a] for stage in strides) for a in axes]
     padded = tuple(math.ceil(p / d) * d for p, d in zip(patch, divisor, strict=True))
@@ -498,11 +501,11 @@ def _batch_size(
     activations: float,
     spacing: Sequence[float | None] | None,
 ) -> int:
-    """Fills the budget, but not more than 5 % of all training voxels a step; at least 2."""
+    """Fills the budget, but beyond 4 not more than 5 % of all training voxels a step; at least 2."""
     scale = math.prod(s or 1 for s in spacing) if spacing else 1.0
     voxels = float((facts.shapes * (1 if facts.pictures else facts.spacings)).prod(1).sum()) / scale
     share = 0.05 * voxels / math.prod(net.patch_size)
-    return max(2, int(min(limits[1], activations // net.activations, max(share, limits[0]))))
+    return int(max(2, min(limits[1], activations // net.activations, max(share, limits[0], 4))))
 
 
 def _steps(net: Network, batch_size: int, limits: Budget, budget: str) -> tuple[int, str]:

@@ -32,7 +32,7 @@ def class_colors(number: int) -> np.ndarray:
 def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
     """Boolean mask [h, w] -> its inner border [h, w]; the edge of the image closes it."""
     mask = np.asarray(mask, bool)
-    return mask & ~binary_erosion(mask, iterations=width)
+    return mask & np.logical_not(binary_erosion(mask, iterations=width))
 
 
 def overlay(image: np.ndarray, masks: np.ndarray, colors: Sequence | np.ndarray, width: int = 1) -> np.ndarray:
@@ -63,7 +63,7 @@ def window(image: np.ndarray) -> np.ndarray:
 
 
 def view(
-    image: np.ndarray, label: np.ndarray | None, labels: Labels, volume: bool, index: int | None = None
+    image: np.ndarray, label: np.ndarray | None, labels: Labels, volume: bool, slice_index: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The slice of a canonical case that is worth showing, turned as it is shown.
 
@@ -72,12 +72,13 @@ def view(
         label: [d, h, w] or None.
         labels: its classes.
         volume: False for a picture, which is shown as it is.
-        index: of the slice; by default that with most foreground, or the middle one.
+        slice_index: the slice; by default that with most foreground, or the middle one.
 
     Returns:
         image [h, w] or [h, w, 3], masks [classes, h, w] (with the ignored voxels last if there is an ignore label),
         and the index.
     """
+    index = slice_index
     if index is None:
         index = busiest_slice(label, labels) if label is not None else image.shape[0] // 2
     flat = image[index] if image.shape[-1] == 3 else image[index, ..., 0]

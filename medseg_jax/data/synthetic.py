@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset
@@ -24,6 +24,7 @@ from medseg_jax.types import Case, Geometry, Labels, UserError
 LABELS = Labels.simple("organ", "lesion", "vessel")
 TISSUES = ("air", "body", "organ", "lesion", "vessel")
 BRIGHTNESS = np.array([0.05, 0.38, 0.5, 0.66, 0.85])  # of each tissue, before the site's machine
+FOREIGN = np.array([0, 0.08, 0.03, -0.06, -0.2])  # how the unseen site's machine changes the brightness of each tissue
 TINT = np.array([[0, 0, 0], [0.03, 0, -0.02], [0.04, -0.03, 0], [0.08, 0.02, -0.1], [-0.1, 0, 0.06]])  # [tissue, rgb]
 
 
@@ -121,7 +122,7 @@ def make_phantom(
     return _turn(rng, volume, label, spacing)
 
 
-# ------------------------------------------------------------------------------------------------------------- anatomy
+# -------------------------------------------------------------------------------------------------------------- anatomy
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _draw_blob(rng: np.random.Generator, centre: np.ndarray, radii: tuple[float,
 
 
 def paint(points: np.ndarray, anatomy: Anatomy, step: float) -> np.ndarray:
-    """points [*s, dim], at most `step` apart -> tissue [*s], an index into TISSUES, -1 for nodules (they are no lesion).
+    """points [*s, dim], at most `step` apart -> tissue [*s], an index into TISSUES, -1 for nodules.
 
     A vessel thinner than the grid is drawn as wide as the grid needs to show it.
     """
@@ -191,7 +192,7 @@ def paint(points: np.ndarray, anatomy: Anatomy, step: float) -> np.ndarray:
     organ = anatomy.organ.depth(points) < 1
     tissue[organ] = 2
     tissue[organ & (anatomy.lesion.depth(points) < 1)] = 3
-    distance = cKDTree(anatomy.vessel).query(points)[0]
+    distance = KDTree(anatomy.vessel).query(points)[0]
     tissue[(distance < max(anatomy.vessel_radius, 0.75 * step)) & (tissue != 0) & (tissue != 3)] = 4
     return tissue
 
@@ -208,13 +209,14 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-# ------------------------------------------------------------------------------------------------------------- machine
+# -------------------------------------------------------------------------------------------------------------- machine
 
 
 @dataclass(frozen=True)
 class Machine:
     """How a site's scanner or camera renders tissue."""
 
+    brightness: np.ndarray  # [tissues]
     contrast: float
     gamma: float
     bias: float
@@ -231,11 +233,12 @@ def draw_machine(rng: np.random.Generator, site: int, sites: int) -> Machine:
     hue = np.array([[1, 0.85, 0.75], [0.9, 1, 0.8], [0.8, 0.9, 1]])[2 if unseen else site % 2]
     jitter = rng.uniform(0.9, 1.1, 5)
     return Machine(
+        brightness=BRIGHTNESS + unseen * FOREIGN,
         contrast=(1 - 0.25 * strength) * jitter[0],
         gamma=1.5 ** (strength if unseen else rng.uniform(-0.4, 0.4)),
         bias=(0.1 + 0.1 * strength) * jitter[1],
-        blur=(0.3 + 0.5 * strength) * jitter[2],
-        noise=(0.03 + 0.04 * strength) * jitter[3],
+        blur=(0.4 + 0.5 * strength) * jitter[2],
+        noise=(0.04 + 0.05 * strength) * jitter[3],
         cast=hue,
         scale=(400 + 1200 * strength) * jitter[4],
     )
@@ -244,10 +247,10 @@ def draw_machine(rng: np.random.Generator, site: int, sites: int) -> Machine:
 def expose(rng: np.random.Generator, tissue: np.ndarray, machine: Machine, spacing: tuple[float, ...]) -> np.ndarray:
     """tissue [*s] -> image [*s, 3] in 0 .. 1 as the site's machine sees it."""
     tissue = np.where(tissue < 0, TISSUES.index("lesion"), tissue)
-    brightness = BRIGHTNESS + rng.normal(size=len(BRIGHTNESS)) * 0.02
-    mean = BRIGHTNESS[1:].mean()
+    brightness = machine.brightness + rng.normal(size=len(BRIGHTNESS)) * 0.02
+    mean = machine.brightness[1:].mean()
     light = np.where(tissue > 0, mean + machine.contrast * (brightness[tissue] - mean), brightness[0])
-    light = light + 0.06 * _smooth_noise(rng, tissue.shape, 0.05) * (tissue > 0)
+    light = light + 0.07 * _smooth_noise(rng, tissue.shape, 0.05) * (tissue > 0)
     light = light * np.exp(machine.bias * _smooth_noise(rng, tissue.shape, 0.4))
     image = (light[..., None] + TINT[tissue]) * machine.cast
     sigma = [machine.blur * min(spacing) / step for step in spacing]
@@ -262,7 +265,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], scale: float
     return (noise - noise.mean()) / max(noise.std(), 1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- grid
+# ----------------------------------------------------------------------------------------------------------------- grid
 
 
 def _draw_grid(rng: np.random.Generator, dim: int, size: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -71,7 +71,7 @@ class _Findings:
     case: Case
     problems: list[Problem] = field(default_factory=list)
     dims: int | None = None
-    spacing: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] = ()
     spread: list[float] = field(default_factory=list)  # one a channel
     median: list[float] = field(default_factory=list)
     content: str | None = None
@@ -106,7 +106,7 @@ def check_dataset(
     return sorted(problems, key=lambda p: (p.severity != "error", p.case, str(p.file), p.text))
 
 
-# ------------------------------------------------------------------------------------------------------------ one case
+# ------------------------------------------------------------------------------------------------------------- one case
 
 
 def _check_case(dataset: Dataset, case: Case) -> _Findings:
@@ -129,8 +129,7 @@ def _check_image(dataset: Dataset, case: Case, found: _Findings) -> tuple[np.nda
         found.error(dataset.root / "dataset.json", text, f"add imagesTr/{case.id}_0000{dataset.file_ending}")
         return None, None
     read = [(path, _read(path, io.read_image, found)) for path in case.images]
-    if len(case.images) > 1 or len(dataset.channels) == 1:
-        _check_channel_files(dataset, case, found)
+    _check_channels(dataset, case, found, sum(result[0].shape[-1] if result else 1 for _, result in read))
     good = [(path, *result) for path, result in read if result is not None]
     if not good:
         return None, None
@@ -146,16 +145,19 @@ def _check_image(dataset: Dataset, case: Case, found: _Findings) -> tuple[np.nda
     if len(arrays) < len(read):
         return None, geometry
     image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1)  # [*s, c]
-    if image.shape[-1] != len(dataset.channels) and len(case.images) == 1:
-        text = f"has {_count(image.shape[-1], 'channel')}, dataset.json names {len(dataset.channels)}"
-        found.error(first, f"{text} ({', '.join(dataset.channels)})", "mend channel_names or the file")
     return image, geometry
 
 
-def _check_channel_files(dataset: Dataset, case: Case, found: _Findings) -> None:
+def _check_channels(dataset: Dataset, case: Case, found: _Findings, channels: int) -> None:
+    """Compares what a case holds (`channels` in all its files) with the channels that dataset.json names."""
+    if len(case.images) == 1 and channels == len(dataset.channels):
+        return
     stems = [path.name.removesuffix(dataset.file_ending) for path in case.images]
     numbers = [int(match["channel"]) for stem in stems if (match := CHANNEL.fullmatch(stem)) and stem != case.id]
-    if len(numbers) < len(stems):
+    if len(numbers) < len(stems) or channels != len(stems):
+        if channels != len(dataset.channels):
+            text = f"has {_count(channels, 'channel')}, dataset.json names {len(dataset.channels)}"
+            found.error(case.images[0], f"{text} ({', '.join(dataset.channels)})", "mend channel_names or the file")
         return
     expected = set(range(len(dataset.channels)))
     names = {i: f"{case.id}_{i:04d}{dataset.file_ending}" for i in expected | set(numbers)}
@@ -224,11 +226,11 @@ def _read(path: Path, reader: Callable, found: _Findings) -> tuple[np.ndarray, G
     return None
 
 
-# ------------------------------------------------------------------------------------------------------- the whole set
+# -------------------------------------------------------------------------------------------------------- the whole set
 
 
 def _spacings(dataset: Dataset, findings: Sequence[_Findings]) -> Iterator[Problem]:
-    known = [found for found in findings if found.spacing is not None]
+    known = [found for found in findings if found.spacing]
     if len(known) < 3:
         return
     median = np.median([found.spacing for found in known], axis=0)
@@ -345,7 +347,7 @@ def _warning(case: Case, file: Path, text: str, remedy: str) -> Problem:
     return Problem(case.id, "warning", file, text, remedy)
 
 
-# ------------------------------------------------------------------------------------------------------- how they read
+# -------------------------------------------------------------------------------------------------------- how they read
 
 
 def problems_table(problems: Sequence[Problem], root: Path) -> Table:

@@ -184,7 +184,7 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str) -> Pairs:
     for path, role in ((pred, "predictions"), (ref, "references")):
         if not path.exists():
             raise UserError(f"There are no {role} here", file=path, found="no such file or folder")
-    dataset = _dataset_of(ref)
+    dataset = dataset_of(ref)
     predictions = _stems(pred)
     notes = []
     if dataset and ref == dataset.root:
@@ -212,7 +212,7 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str) -> Pairs:
     return Pairs(tuple(pairs), dataset.labels if dataset else _labels_near(ref, pred), extra, tuple(notes))
 
 
-def _dataset_of(ref: Path) -> Dataset | None:
+def dataset_of(ref: Path) -> Dataset | None:
     """The data set that `ref` is, or whose folder of labels it is (or lies in)."""
     folder = ref if ref.is_dir() else ref.parent
     for root in (folder, folder.parent):
@@ -492,7 +492,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     if alone := empty["prediction"] + empty["reference"]:
         lines.append(
             f"Masks empty on one side only: {alone} (predictions {empty['prediction']}, "
-            f"references {empty['reference']}). They score 0; their infinite distances count as the image's diagonal in means."
+            f"references {empty['reference']}). They score 0; in means the image's diagonal stands for their distances."
         )
     if summary["missing"]:
         lines.append(f"No prediction, scored as empty: {_some(summary['missing'], 20)}.")

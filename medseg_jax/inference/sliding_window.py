@@ -116,13 +116,24 @@ def memory_bound(
 
 def with_flips(predict: Predict, dim: int) -> Predict:
     """Test-time augmentation: the mean of the predictions of all 2 ** dim mirror images, each mirrored back."""
-    mirrors = [tuple(a + 1 for a in range(dim) if code >> a & 1) for code in range(2**dim)]
+    mirrors = [tuple(bool(code >> a & 1) for a in range(dim)) for code in range(2**dim)]
 
-    def mean(image: Any) -> jax.Array:
-        total = sum(jnp.flip(jnp.asarray(predict(jnp.flip(image, axes))), axes) for axes in mirrors)
-        return jnp.asarray(total) / len(mirrors)
+    def mean(image: np.ndarray) -> jax.Array:
+        total = jnp.float32(0)
+        for flipped in mirrors:
+            mirrored = np.flip(image, tuple(a + 1 for a in range(dim) if flipped[a]))
+            total = _add_mirrored(total, predict(mirrored), np.array(flipped), 1 / len(mirrors))
+        return total
 
     return mean
+
+
+@jax.jit
+def _add_mirrored(total: jax.Array, image: jax.Array, flipped: jax.Array, weight: float) -> jax.Array:
+    """total + weight * image [b, *s, k], mirrored along axis a + 1 where flipped[a]: one program for all mirrors."""
+    for a in range(image.ndim - 2):
+        image = jnp.where(flipped[a], jnp.flip(image, a + 1), image)
+    return total + weight * image.astype(jnp.float32)
 
 
 @jax.jit

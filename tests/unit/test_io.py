@@ -522,7 +522,7 @@ def test_colour_masks_are_refused_by_name(tmp_path):
     rgb = np.zeros((4, 5, 3), np.uint8)
     rgb[1] = (255, 0, 0)
     Image.fromarray(rgb).save(tmp_path / "a.png")
-    refused(tmp_path / "a.png", "(0, 0, 0), (255, 0, 0)", "medseg data convert", read=io.read_label)
+    refused(tmp_path / "a.png", "colours such as (255, 0, 0)", "medseg data convert", read=io.read_label)
 
 
 def test_exif_rotation(tmp_path):

@@ -1,6 +1,7 @@
 """The rules of the plan on made-up fingerprints, and plan.json as people edit it."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -60,7 +61,7 @@ def test_hippocampus_gets_the_known_network():
 
 
 def test_the_parameters_in_the_reason_are_those_of_the_network():
-    """Counted by hand for two stages: 3x3x3 convolutions without bias, norms and biases counted as 3 numbers a channel."""
+    """3x3x3 convolutions, 3 numbers a channel for bias and norm, up-sampling with kernel 2, one head."""
     plan = plan_from(facts(HIPPOCAMPUS), ("MRI",), ("anterior", "posterior"))
     f, taps = plan.features, 27
     total = 0
@@ -92,14 +93,14 @@ def test_thick_slices_are_neither_pooled_nor_convolved_until_the_plane_catches_u
 def test_topology_divides_the_patch_and_keeps_the_bottleneck(case):
     size, spacing = case
     patch, strides, kernels = topology(size, spacing)
-    assert len(strides) == len(kernels)
+    assert len(strides) == len(kernels) >= 2
     for axis, wanted in enumerate(size):
         divisor = math.prod(stage[axis] for stage in strides)
         assert patch[axis] % divisor == 0
         assert wanted <= patch[axis] < wanted + divisor
-        assert patch[axis] / divisor >= min(4, wanted)
+        assert patch[axis] / divisor >= 4 or divisor <= 2
     assert all(k in (1, 3) for stage in kernels for k in stage)
-    for finer, coarser in zip(kernels, kernels[1:], strict=False):
+    for finer, coarser in itertools.pairwise(kernels):
         assert all(a <= b for a, b in zip(finer, coarser, strict=True))
 
 
@@ -139,7 +140,7 @@ def test_slices_of_volumes_keep_their_distance():
     assert "sagittal" in sagittal.reasons["dim"]
 
 
-# --------------------------------------------------------------------------------------------------------------- spacing
+# -------------------------------------------------------------------------------------------------------------- spacing
 
 
 def test_target_spacing_is_the_median_but_finer_along_a_coarse_axis():
@@ -152,10 +153,8 @@ def test_target_spacing_is_the_median_but_finer_along_a_coarse_axis():
 
 
 def test_coarse_axis_never_becomes_finer_than_the_others():
-    spacings = np.array([[0.1, 1.0, 1.0], [8.0, 1.0, 1.0], [8.0, 1.0, 1.0]])
-    assert target_spacing(spacings, np.array([[20, 300, 300]] * 3))[0] == (pytest.approx(1.5), 1.0, 1.0)
-    spacings[:2, 0] = 0.1
-    assert target_spacing(spacings, np.array([[20, 300, 300]] * 3))[0][0] >= 0.1
+    spacings = np.array([[0.1, 1.0, 1.0]] * 3 + [[8.0, 1.0, 1.0]] * 7)  # 10th percentile 0.1
+    assert target_spacing(spacings, np.array([[20, 300, 300]] * 10))[0] == (1.0, 1.0, 1.0)
 
 
 def test_pictures_of_one_size_are_shrunk_by_one_factor():
@@ -188,7 +187,7 @@ def test_pictures_of_many_sizes_become_one_size_where_structures_scale_with_them
     assert microscopy.spacing == (1, 2.25, 2.25)
 
 
-# --------------------------------------------------------------------------------------------------------- normalisation
+# -------------------------------------------------------------------------------------------------------- normalisation
 
 
 def test_normalisation_follows_the_channel():
@@ -204,7 +203,7 @@ def test_normalisation_follows_the_channel():
     assert "Hounsfield" in unnamed.reasons["normalization"]
 
 
-# ------------------------------------------------------------------------------------------------------------- plan.json
+# ------------------------------------------------------------------------------------------------------------ plan.json
 
 
 def small(**changes) -> Plan:
@@ -282,7 +281,7 @@ def test_bad_keys_and_files(tmp_path):
         Plan.load(tmp_path / "none.json")
 
 
-# ----------------------------------------------------------------------------------------------------------- fingerprint
+# ---------------------------------------------------------------------------------------------------------- fingerprint
 
 
 def volume_set(root, cases=5, spacing=(1.5, 1.0, 2.0)):

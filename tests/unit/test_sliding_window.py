@@ -172,7 +172,7 @@ def test_slabs_come_in_order_and_hold_no_more_than_a_window(shape, patch):
     np.testing.assert_allclose(whole, pointwise(image), atol=2e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(size=st.tuples(sizes, sizes), patch=st.tuples(patches, patches), batch=st.integers(1, 5))
 def test_slabs_along_the_height_are_those_along_the_depth(size, patch, batch):
     image = random_image(1, *size, 1)

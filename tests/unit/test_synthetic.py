@@ -1,5 +1,6 @@
 """Phantoms: the same bytes for the same seed, splits by patient and site, anatomy, geometry, difficulty."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -97,7 +98,7 @@ def test_two_cases_of_a_patient_are_alike(pictures):
     pairs = [pair for pair in organs.values() if len(pair) == 2]
     assert len(pairs) == 15
     same = [iou(a, b) for a, b in pairs]
-    others = [iou(a, c) for (a, _), (c, _) in zip(pairs, pairs[1:], strict=False)]
+    others = [iou(a, c) for (a, _), (c, _) in pairwise(pairs)]
     assert np.mean(same) > np.mean(others) + 0.2
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from medseg_jax.data.convert.masks import (
     threshold_of,
     union,
 )
-from medseg_jax.data.convert.options import Ambiguous, Options, name_colour, parse_classes, parse_colour
+from medseg_jax.data.convert.options import Ambiguous, Options, count, name_colour, parse_classes, parse_colour
+from medseg_jax.data.convert.words import natural
 from medseg_jax.types import Geometry, Labels, UserError
 
 MOST_CLASSES = 64
@@ -94,9 +96,10 @@ def decide(study: Study, cases: Sequence[Found], layout: Layout, options: Option
         return Coding(layout.labels, {}, (("classes", describe(layout.labels)),), raw=True)
     classes = parse_classes(options.classes)
     merged = classes[0][0] if len(classes) == 1 and not classes[0][1] else None
-    tags = study.tags
+    there = presence(cases)
+    tags = {tag for found in there.values() for tag in found}
     if len(tags) > 1 and (merged is None or merged in tags):
-        coding = _one_file_per_class(study, options, classes)
+        coding = _one_file_per_class(study, there, options, classes)
     elif merged or options.instances or options.threshold is not None or options.invert:
         if len(classes) > 1:
             raise UserError(
@@ -138,26 +141,44 @@ def _mind_ignore(coding: Coding, options: Options) -> Coding:
 # -------------------------------------------------------------------------------------------------- one file per class
 
 
-def _one_file_per_class(study: Study, options: Options, classes: list[tuple[str, tuple[str, ...]]]) -> Coding:
-    chosen = _tags_of_classes(study.tags, classes)
-    tags = [tag for _, keys in chosen for tag in keys]
-    _mind_missing_folders(study, tags)
-    overlapping = options.multilabel or (study.overlap > 0 and not options.exclusive and len(chosen) > 1)
+def presence(cases: Sequence[Found]) -> dict[str, dict[str, Path]]:
+    """Domain -> tags of its masks, each with its first file."""
+    there: dict[str, dict[str, Path]] = {}
+    for case in cases:
+        for mask in case.masks:
+            there.setdefault(case.domain, {}).setdefault(mask.tag, mask.path)
+    return there
+
+
+def _one_file_per_class(
+    study: Study,
+    there: dict[str, dict[str, Path]],
+    options: Options,
+    classes: list[tuple[str, tuple[str, ...]]],
+) -> Coding:
+    tags = sorted({tag for found in there.values() for tag in found}, key=natural)
+    chosen = _tags_of_classes(tags, classes)
+    _mind_missing_folders(there, [tag for _, keys in chosen for tag in keys])
+    class_of = {tag: name for name, keys in chosen for tag in keys}
+    shared = {
+        (one, other): voxels
+        for (one, other), voxels in study.overlap.items()
+        if voxels and one in class_of and other in class_of and class_of[one] != class_of[other]
+    }
+    overlapping = options.multilabel or (bool(shared) and not options.exclusive)
     names = [name for name, _ in chosen]
     labels = Labels.overlapping(*names) if overlapping else Labels.simple(*names)
     readings, notes = {}, []
     for number, (name, keys) in enumerate(chosen, start=1):
-        for tag in keys:
-            for domain in study.domains:
-                if (domain, tag) not in study.surveys:
-                    continue
-                above, how = threshold_of(study.surveys[domain, tag], options)
-                readings[domain, tag] = Reading(above, options.invert, number, ignored=options.ignore)
-                notes.append((f"{domain} {name}".strip(), how))
+        for domain, tag in (key for key in study.surveys if key[1] in keys):
+            above, how = threshold_of(study.surveys[domain, tag], options)
+            readings[domain, tag] = Reading(above, options.invert, number, ignored=options.ignore)
+            notes.append((f"{domain} {name}".strip(), how))
     how = "one file per class"
-    if study.overlap and len(chosen) > 1:
-        verb = "kept: bit masks" if overlapping else "the later class wins"
-        how += f"; {study.overlap} pixels lie in several classes, first in {study.overlap_at and study.overlap_at.name}: {verb}"
+    if shared:
+        (one, other), most = max(shared.items(), key=lambda item: item[1])
+        verb = "kept, as bit masks" if overlapping else "the later class wins"
+        how += f"; {count(len(shared), 'pair')} of classes overlap, most {one} and {other} ({most} pixels): {verb}"
     return Coding(labels, readings, (("encoding", how), *_join(notes)))
 
 
@@ -176,24 +197,24 @@ def _tags_of_classes(tags: list[str], classes: list[tuple[str, tuple[str, ...]]]
     return chosen
 
 
-def _mind_missing_folders(study: Study, tags: list[str]) -> None:
+def _mind_missing_folders(there: dict[str, dict[str, Path]], tags: list[str]) -> None:
     """A class of which one domain has no file at all was never outlined there, which is not the same as absent."""
-    for domain in study.domains:
-        there = [tag for tag in tags if (domain, tag) in study.surveys]
-        missing = [tag for tag in tags if tag not in there]
+    for domain, found in there.items():
+        missing = [tag for tag in tags if tag not in found]
         if not missing:
             continue
-        everywhere = [tag for tag in tags if all((d, tag) in study.surveys for d in study.domains)]
+        shared = [tag for tag in tags if all(tag in others for others in there.values())]
+        complete = [name for name, others in there.items() if all(tag in others for tag in tags)]
         choices: list[tuple[str, dict[str, object]]] = []
-        if everywhere:
-            choices.append(("classes that every domain has", {"classes": ",".join(everywhere)}))
-        complete = [d for d in study.domains if all((d, tag) in study.surveys for tag in tags)]
-        choices += [("domains that have all classes", {"images": f"*{d}/*"}) for d in complete[:1]]
+        if shared:
+            choices.append(("classes that every domain has", {"classes": ",".join(shared)}))
+        if complete:
+            choices.append((f"{complete[0]} alone, with all classes", {"images": f"*{complete[0]}/*"}))
         raise Ambiguous(
             f"Nobody outlined {', '.join(missing)} in the domain {domain}",
             choices or [("fewer classes", {"classes": "..."})],
-            file=study.surveys[domain, there[0]].first[0] if there else None,
-            found=f"{domain}: {', '.join(there)}",
+            file=next(iter(found.values())).parent,
+            found=f"{domain}: {', '.join(sorted(found))}",
             expected=f"{', '.join(tags)} in every domain",
         )
 
@@ -225,8 +246,7 @@ def _foreground_of(survey: Survey, options: Options) -> tuple[float, str]:
         survey = replace(survey, voxels=survey.voxels.copy())
         del survey.voxels[options.ignore]
     if options.threshold is None and not is_binary(survey):
-        count = len(survey.foreground)
-        return 0, f"{count} values above 0 joined"
+        return 0, f"{len(survey.foreground)} values above 0 joined"
     above, how = threshold_of(survey, options)
     return above, how + (f"; {len(survey.colours)} colours joined" if survey.coloured else "")
 
@@ -370,7 +390,7 @@ def _colours(study: Study, options: Options, classes: list[tuple[str, tuple[str,
     palette = [(black, 0)]
     for number, (_, keys) in enumerate(classes, start=1):
         palette += [(parse_colour(key), number) for key in keys]
-    named = np.array([colour for colour, _ in palette])
+    named = np.array([colour for colour, _ in palette], int)
     far = [c for c in shown if np.abs(named - np.array(c)).sum(-1).min() > 96]
     if far:
         raise UserError(

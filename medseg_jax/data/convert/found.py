@@ -43,6 +43,7 @@ class Layout:
         names: class of each value of the masks where the source's dataset.json says it.
         labels: label set to be kept as it is (nnU-Net v2).
         keys: image and label key inside h5 and npz files.
+        reference: channel on whose grid a case lies; None where all channels must lie on one.
         instances: True where a case has one mask file per object.
         notes: (what, decision) to be shown.
     """
@@ -53,5 +54,6 @@ class Layout:
     names: dict[int, str] | None = None
     labels: Labels | None = None
     keys: tuple[str, str | None] | None = None
+    reference: int | None = None
     instances: bool = False
     notes: tuple[tuple[str, str], ...] = ()

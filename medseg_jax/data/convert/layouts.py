@@ -205,7 +205,8 @@ def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with h5py.File(path, "r") as content:
             # Soft and external links may lead to other files of this machine.
             hard = [key for key in content if isinstance(content.get(key, getlink=True), h5py.HardLink)]
-            return {key: data.shape for key in hard if isinstance(data := content[key], h5py.Dataset)}
+            arrays = ((str(key), content[key]) for key in hard)
+            return {key: data.shape or () for key, data in arrays if isinstance(data, h5py.Dataset)}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             "The file cannot be read", file=path, found=error, remedy="copy or download it again"
@@ -256,7 +257,7 @@ def _find_cases(src: Path, files: list[Path], options: Options) -> Layout:
     own = {c.lower() for c in channel_of.values()}
     per_grid = len(mask_of) > 1 and all(tag.lower() in own for tag in mask_of.values())
     used = {n: t for n, t in mask_of.items() if not per_grid or t.lower() == channel_of[reference].lower()}
-    order = [reference, *(name for name in channel_of if name != reference)]
+    order = list(channel_of)
     cases = []
     for folder, parts in folders.items():
         if lacking := [name for name in order if name not in parts]:
@@ -273,7 +274,13 @@ def _find_cases(src: Path, files: list[Path], options: Options) -> Layout:
     domains = {case.domain for case in cases}
     cases = [replace(case, domain=case.domain if len(domains) > 1 else "") for case in cases]
     channels = tuple(channel_of[name] for name in order)
-    return Layout("a folder per case, a file per channel", tuple(cases), channels, notes=(note,) if note else ())
+    return Layout(
+        "a folder per case, a file per channel",
+        tuple(cases),
+        channels,
+        reference=order.index(reference) if note else None,
+        notes=(note,) if note else (),
+    )
 
 
 def _channel(name: str) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ LOSSY = (".jpg", ".jpeg")
 def read_mask(path: Path, key: str | None, options: Options) -> tuple[np.ndarray, Geometry]:
     """Raw mask: numbers [*s], or colours [h, w, 3] if its channels differ.
 
-    A palette picture gives its index (what `io.read_label` says of inverted grey palettes holds); JPEG noise in the colour
-    of a grey mask is overlooked.
+    A palette picture gives its index (or brightness, if its palette is inverted grey: see `io`); JPEG noise in the
+    colour of a grey mask is overlooked.
     """
     if io.SUFFIXES[io.suffix(path)] != "picture":
         if options.threshold is None:
@@ -40,16 +41,20 @@ def read_mask(path: Path, key: str | None, options: Options) -> tuple[np.ndarray
     if values.shape[-1] == 1:
         return values[..., 0], geometry
     tolerance = 48 if io.suffix(path) in LOSSY else 0
-    low, high = values.min(-1), values.max(-1)
-    grey = tolerance >= int((high - low).max())
-    return (
-        values[..., 0] if not tolerance else values.mean(-1).round().astype(values.dtype)
-    ) if grey else values, geometry
+    darkest = np.minimum(np.minimum(values[..., 0], values[..., 1]), values[..., 2])
+    if int((brightest(values) - darkest).max()) > tolerance:
+        return values, geometry
+    return values[..., 1], geometry  # green carries most of what JPEG calls brightness
 
 
 def is_coloured(mask: np.ndarray, path: Path) -> bool:
     """True for what `read_mask` gives of a coloured picture: [h, w, 3], not a volume."""
     return mask.ndim == 3 and mask.shape[-1] == 3 and io.SUFFIXES[io.suffix(path)] == "picture"
+
+
+def brightest(colours: np.ndarray) -> np.ndarray:
+    """[h, w, 3] -> largest channel [h, w]; several times faster than a reduction of a short axis."""
+    return np.maximum(np.maximum(colours[..., 0], colours[..., 1]), colours[..., 2])
 
 
 # --------------------------------------------------------------------------------------------------- what masks hold
@@ -75,7 +80,7 @@ class Survey:
         if is_coloured(mask, path):
             self.coloured = self.coloured or path
             self.colours += _count_colours(mask, lossy)
-            mask = mask.max(-1)
+            mask = brightest(mask)
         values, counts = _count_values(mask)
         self.voxels.update(dict(zip(values, counts, strict=True)))
         for value in values:
@@ -103,7 +108,8 @@ def _count_colours(mask: np.ndarray, lossy: bool) -> Counter:
     """JPEG colours are taken as the pure ones they were drawn in."""
     if lossy:
         mask = np.where(mask > MIDDLE, np.uint8(255), np.uint8(0))
-    packed = (mask.astype(np.uint32) * np.array([1 << 16, 1 << 8, 1], np.uint32)).sum(-1, dtype=np.uint32)
+    wide = mask.astype(np.uint32)
+    packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
     values, counts = np.unique(packed, return_counts=True)
     colours = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
     return Counter(dict(zip(colours, counts.tolist(), strict=True)))
@@ -113,25 +119,16 @@ def _single_objects(mask: np.ndarray, number: int) -> bool:
     """True if most values of a mask are one connected object each: instance numbers rather than classes."""
     single = 0
     for value, box in enumerate(ndimage.find_objects(mask), start=1):
-        single += box is not None and ndimage.label(mask[box] == value, np.ones((3, 3)))[1] == 1
+        single += box is not None and ndimage.label(mask[box] == value, np.ones((3, 3)))[1] == 1  # pyright: ignore[reportIndexIssue]
     return single >= 0.8 * number
 
 
 @dataclass
 class Study:
-    """Surveys by (domain, tag), and how many voxels lie in more than one class."""
+    """Surveys by (domain, tag); for each two tags, in how many voxels both are drawn."""
 
     surveys: dict[tuple[str, str], Survey] = field(default_factory=lambda: defaultdict(Survey))
-    overlap: int = 0
-    overlap_at: Path | None = None
-
-    @property
-    def tags(self) -> list[str]:
-        return list(dict.fromkeys(tag for _, tag in self.surveys))
-
-    @property
-    def domains(self) -> list[str]:
-        return list(dict.fromkeys(domain for domain, _ in self.surveys))
+    overlap: Counter = field(default_factory=Counter)
 
 
 def study_masks(cases: Iterable[Found], layout: Layout, options: Options) -> Study:
@@ -139,20 +136,18 @@ def study_masks(cases: Iterable[Found], layout: Layout, options: Options) -> Stu
     study = Study()
     key = layout.keys[1] if layout.keys else None
     for case in cases:
-        seen: dict[str, np.ndarray] = {}  # tag -> foreground
+        drawn: dict[str, np.ndarray] = {}  # tag -> foreground [*s]
         for mask in case.masks:
             values, _ = read_mask(mask.path, key, options)
             study.surveys[case.domain, mask.tag].add(mask.path, values)
-            if len(case.masks) > 1:
-                drawn = likely_foreground(values.max(-1) if is_coloured(values, mask.path) else values, options)
-                if mask.tag in seen and seen[mask.tag].shape == drawn.shape:
-                    drawn = drawn | seen[mask.tag]
-                seen[mask.tag] = drawn
-        if len(seen) > 1 and len({drawn.shape for drawn in seen.values()}) == 1:
-            shared = int((np.sum(list(seen.values()), axis=0, dtype=np.uint8) > 1).sum())
-            study.overlap += shared
-            study.overlap_at = study.overlap_at or (case.file if shared else None)
-    study.surveys = dict(sorted(study.surveys.items(), key=lambda item: item[0][0]))
+            if len({mask.tag for mask in case.masks}) > 1:
+                inside = likely_foreground(brightest(values) if is_coloured(values, mask.path) else values, options)
+                before = drawn.get(mask.tag)
+                drawn[mask.tag] = inside | before if before is not None and before.shape == inside.shape else inside
+        for one, other in combinations(sorted(drawn), 2):
+            if drawn[one].shape == drawn[other].shape:
+                study.overlap[one, other] += int(np.count_nonzero(drawn[one] & drawn[other]))
+    study.surveys = dict(sorted(study.surveys.items(), key=lambda item: item[0]))
     return study
 
 
@@ -189,7 +184,7 @@ class Reading:
         coloured = is_coloured(mask, file)
         if self.palette:
             return self._nearest(mask if coloured else np.repeat(mask[..., None], 3, -1))
-        mask = mask.max(-1) if coloured else mask
+        mask = brightest(mask) if coloured else mask
         if self.above is not None:
             numbers = ((mask > self.above) ^ self.invert).astype(np.uint8) * np.uint8(self.number)
         else:
@@ -209,9 +204,14 @@ class Reading:
         return numbers
 
     def _nearest(self, mask: np.ndarray) -> np.ndarray:
-        colours = np.array([colour for colour, _ in self.palette], np.int32)  # [n, 3]
-        distance = np.stack([np.abs(mask - colour).sum(-1) for colour in colours])  # [n, h, w]
-        return np.array([number for _, number in self.palette], np.uint8)[distance.argmin(0)]
+        numbers, best = np.zeros(mask.shape[:2], np.uint8), np.full(mask.shape[:2], 1 << 30, np.int32)
+        for colour, number in self.palette:
+            distance = np.zeros(mask.shape[:2], np.int32)
+            for channel in range(3):
+                distance += np.abs(mask[..., channel].astype(np.int32) - colour[channel])
+            closer = distance < best
+            numbers[closer], best[closer] = number, distance[closer]
+        return numbers
 
 
 def is_binary(survey: Survey) -> bool:
@@ -225,9 +225,11 @@ def is_binary(survey: Survey) -> bool:
 
 
 def _between(survey: Survey) -> float:
-    """Share of voxels between background and the largest value among all voxels that are not background."""
-    inside = sum(count for value, count in survey.voxels.items() if value)
-    return 1 - survey.voxels[survey.foreground[-1]] / inside if inside else 0.0
+    """Share of grey voxels (a tenth to nine tenths of the largest value) among all that are not background."""
+    top = survey.foreground[-1]
+    inside = sum(count for value, count in survey.voxels.items() if value > 0.1 * top)
+    grey = sum(count for value, count in survey.voxels.items() if 0.1 * top < value < 0.9 * top)
+    return grey / inside
 
 
 def numbered_objects(survey: Survey) -> bool:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -35,9 +35,9 @@ class Options:
         layout: how the source is laid out; recognised by default.
         images: where the images are: a sub-folder, a pattern such as "*_image.png", or the key inside h5/npz files.
         masks: where the masks are, likewise; several separated by commas.
-        classes: names of the classes. "lesion" (all foreground is one class), "disc,cup" (in order), or what each stands
-            for in the source: "rv=1,myo=2" (values), "polyp=red,other=#00ff00" (colours; "a=red+green" joins two),
-            "disc=od" (folders or name endings).
+        classes: names of the classes: "lesion" (all foreground is one class), "disc,cup" (in order), or with what each
+            stands for in the source: "rv=1,myo=2" (values), "polyp=red,other=#00ff00" (colours), "disc=od" (folders or
+            name endings); "a=1+2" joins two.
         threshold: a mask's foreground is what lies above this value; 127 for 0..255 by default.
         invert: foreground is what lies at or below the threshold.
         multilabel: store the classes so that they may overlap, even where these files do not.
@@ -120,17 +120,22 @@ class Ambiguous(UserError):
         choices: (what it means, options) for each possible answer; options that hold "..." need the user's own words.
     """
 
-    def __init__(self, problem: str, choices: Sequence[tuple[str, dict[str, object]]], **known):
+    def __init__(self, problem: str, choices: Sequence[tuple[str, Mapping[str, object]]], **known):
         self.choices = tuple(choices)
         lines = [f"{as_flags(options)}   ({meaning})" for meaning, options in choices]
         super().__init__(problem, remedy="add one of\n       " + "\n       ".join(lines), **known)
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 case", "2 cases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def as_flags(options: dict[str, object]) -> str:
+def as_flags(options: Mapping[str, object]) -> str:
     words = []
     for name, value in options.items():
         text = str(value)

@@ -1,7 +1,7 @@
 """Images and masks as picture or volume files in folders of their own, or side by side in one.
 
-Every folder on a file's path says one of four things: role (images, masks, fov), split (train), class (a folder of its own
-below the masks, or masks_<class>), or, if images have it too, domain. What all images have in common says nothing.
+Every folder on a file's path says one of four things: role (images, masks, fov), split (train), class (a folder of its
+own below the masks, or masks_<class>), or, if images have it too, domain. What all images have in common says nothing.
 """
 
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ from medseg_jax.types import UserError
 
 @dataclass(frozen=True)
 class Piece:
-    """A file and what the folders above it say. `folders` excludes the role folder, `tag` is what that one says more."""
+    """A file and what its path says; `tag`: the role folder beside its role (od of masks_od), `folders`: the others."""
 
     path: Path
     stem: str

@@ -28,7 +28,7 @@ PATIENT_PATTERNS = (
 
 
 def assign(src: Path, cases: Sequence[Found], options: Options) -> tuple[list[Found], Notes]:
-    """Fills in domain, patient, split and a unique name for each case; keeps --limit.
+    """Fills in domain, patient, split and a unique name for each case.
 
     Raises:
         UserError: a pattern that does not fit, a list that names nobody, a patient in two splits.
@@ -45,7 +45,7 @@ def assign(src: Path, cases: Sequence[Found], options: Options) -> tuple[list[Fo
     if options.test_domain is not None:
         found = _hold_out(found, options.test_domain)
         notes.append(("test set", f"domain {options.test_domain}"))
-    return _limit(found, options), notes
+    return found, notes
 
 
 def _extract(src: Path, case: Found, option: str, pattern: str) -> str:
@@ -167,7 +167,8 @@ def _from_folders(cases: list[Found]) -> tuple[list[Found], str]:
         several = " of each domain" if len(domains) > 1 else ""
         said += f"patients{several} sorted, every 5th (the first, the sixth ...) validates"
     for domain, likeness in alike.items():
-        said += f"{'; ' if said else ''}{domain + ': ' if domain else ''}neighbouring images are alike ({likeness}): the last fifth validates"
+        title = f"{domain}: " if domain else ""
+        said += f"{'; ' if said else ''}{title}neighbouring images are alike ({likeness}): the last fifth validates"
     return [new.get(case.name, case) for case in kept], said
 
 
@@ -210,7 +211,8 @@ def _hold_out(cases: list[Found], domain: str) -> list[Found]:
     return [replace(c, split="test" if c.domain == domain else c.split) for c in cases]
 
 
-def _limit(cases: list[Found], options: Options) -> list[Found]:
+def limit(cases: list[Found], options: Options) -> list[Found]:
+    """The first cases of each domain and split, where --limit is given."""
     if options.limit is None:
         return cases
     kept: Counter = Counter()

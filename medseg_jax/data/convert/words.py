@@ -1,4 +1,4 @@
-"""What the names of folders and files say: image, mask or field of view; train, val or test; which image a mask is of."""
+"""What the names of folders and files say: image, mask, field of view; train, val, test; which image a mask is of."""
 
 import re
 from collections import Counter

@@ -139,16 +139,24 @@ def picture_channels(path: Path) -> int:
 
 
 def read_channels(case: Found, layout: Layout) -> tuple[np.ndarray, Geometry]:
-    """Image [*s, c] on the grid of its first file; the others are resampled onto it (linearly) where they differ."""
+    """Image [*s, c] on the grid of the reference channel; others are resampled onto it (linearly) where they differ."""
     key = layout.keys[0] if layout.keys else None
-    first, geometry = io.read_image(case.images[0], key)
-    channels = [first]
-    for path in case.images[1:]:
-        image, other = io.read_image(path, key)
-        if space.same_space(other, geometry):
-            image = space.resample_to(image, other, geometry, order=1)
-        channels.append(image)
-    return (np.concatenate(channels, -1) if len(channels) > 1 else first), geometry
+    images, geometries = zip(*(io.read_image(path, key) for path in case.images), strict=True)
+    geometry = geometries[layout.reference or 0]
+    for path, other in zip(case.images, geometries, strict=True):
+        if layout.reference is None and (differences := space.same_space(other, geometry)):
+            raise UserError(
+                "The channels of a case lie on different grids",
+                file=path,
+                found="; ".join(differences),
+                expected=f"the grid of {case.file.name}",
+                remedy="--layout cases --reference CHANNEL resamples the others, if there is a folder for each case",
+            )
+    placed = [
+        space.resample_to(image, other, geometry, order=1) if space.same_space(other, geometry) else image
+        for image, other in zip(images, geometries, strict=True)
+    ]
+    return (np.concatenate(placed, -1) if len(placed) > 1 else placed[0]), geometry
 
 
 class Writer:

@@ -1,0 +1,220 @@
+"""medseg data convert|check|plan|preview: from a folder of images to a data set that can be trained on"""
+
+import difflib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+if TYPE_CHECKING:
+    from medseg_jax.data.convert import Ambiguous
+
+USAGE = """usage: medseg data VERB ...
+
+  convert SRC DST   any folder of images and masks -> a data set (nnU-Net v2 folder with dataset.json)
+  check DATASET     every problem of every case, all at once
+  plan DATASET      plan.json: spacing, patch, normalisation, network, batch, and why; edit it by hand
+  preview DATASET   a picture of some cases with the outlines of their labels
+
+medseg data VERB --help says more. The usual order is the one above, then medseg train DATASET --out RUN
+exit codes: 0 done, 1 problem (explained), 2 wrong usage"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one of the four verbs; returns the exit code."""
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "convert": convert,
+        "check": check,
+        "plan": plan,
+        "preview": preview,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in verbs:
+        near = difflib.get_close_matches(argv[0], verbs, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Verbs: {', '.join(verbs)}"
+        print(f"medseg data: no verb {argv[0]!r}. {hint}", file=sys.stderr)
+        return 2
+    return verbs[argv[0]](argv[1:])
+
+
+# ------------------------------------------------------------------------------------------------------------ convert
+
+
+def convert(argv: list[str]) -> int:
+    """medseg data convert SRC DST [options]"""
+    import tyro
+
+    from medseg_jax.data import convert as making
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Make a data set of any folder of images and masks. The source is left untouched.
+
+        What was decided is shown; where several readings are possible, the options to choose between are listed (and
+        asked for on a terminal). Recognised: nnU-Net v2 and Medical Segmentation Decathlon folders, folders of images
+        and masks (of several sites, splits, classes, objects), h5 and npz arrays, a folder for each case.
+        """
+
+        src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
+        """folder with images and masks"""
+        dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+        """folder to write"""
+        conversion: tyro.conf.OmitArgPrefixes[making.Options]
+
+    arguments = tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Arguments]]
+    args = tyro.cli(arguments, args=argv, prog="medseg data convert")
+    options = args.conversion
+    while True:
+        try:
+            dataset = making.convert(args.src, args.dst, **vars(options))
+        except making.Ambiguous as question:
+            if not (sys.stdin.isatty() and sys.stdout.isatty()):
+                raise
+            options = replace(options, **_ask(question))
+        else:
+            if not options.quiet:
+                print(f"next: medseg data check {dataset.root}")
+            return 0
+
+
+def _ask(question: "Ambiguous") -> dict[str, object]:
+    """Puts the question on the terminal; returns the options that the answer stands for."""
+    from medseg_jax.data.convert.options import as_flags
+
+    print(f"\n{question.problem}")
+    for name in ("file", "found", "expected"):
+        if (value := getattr(question, name)) is not None:
+            print(f"  {name}: {value}")
+    for number, (meaning, options) in enumerate(question.choices, start=1):
+        print(f"  {number}  {meaning}: {as_flags(options)}")
+    while True:
+        answer = input(f"1 to {len(question.choices)} (Ctrl-C to stop): ").strip()
+        if answer.isdigit() and 1 <= int(answer) <= len(question.choices):
+            break
+    chosen = dict(question.choices[int(answer) - 1][1])
+    for name, value in chosen.items():
+        if isinstance(value, str) and ("..." in value or "NAME" in value):
+            chosen[name] = input(f"--{name.replace('_', '-')} ({value}): ").strip()
+    return chosen
+
+
+# -------------------------------------------------------------------------------------------------------------- check
+
+
+def check(argv: list[str]) -> int:
+    """medseg data check DATASET [--json]; 1 if there is an error"""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """List every problem of every case at once. Exit code 1 if any of them is an error."""
+
+        dataset: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATASET")]
+        """folder with dataset.json"""
+        json: bool = False
+        """print the problems as JSON"""
+
+    args = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], args=argv, prog="medseg data check")
+
+    from rich.console import Console
+
+    from medseg_jax.data.dataset import Dataset
+    from medseg_jax.data.verify import check_dataset, problems_json, problems_lines, problems_table, summary
+
+    console = Console(highlight=False, soft_wrap=True)
+    dataset = Dataset.open(args.dataset)
+    problems = check_dataset(dataset)
+    errors = sum(problem.severity == "error" for problem in problems)
+    if args.json:
+        counts = {"cases": len(dataset.cases), "errors": errors, "warnings": len(problems) - errors}
+        print(json.dumps({**counts, "problems": problems_json(problems, dataset.root)}, indent=1))
+    elif not problems:
+        print(f"{len(dataset.cases)} cases: {summary(problems)}")
+        print(f"next: medseg data preview {args.dataset}; medseg data plan {args.dataset}")
+    elif console.is_terminal:
+        Console().print(problems_table(problems, dataset.root))
+    else:
+        print("\n".join(problems_lines(problems, dataset.root)))
+    return 1 if errors else 0
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan(argv: list[str]) -> int:
+    """medseg data plan DATASET [-o plan.json] [--json]"""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Decide how to preprocess the cases and which network to train; write plan.json, to be edited by hand."""
+
+        dataset: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATASET")]
+        """folder with dataset.json"""
+        out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+        """file to write; DATASET/plan.json by default, where medseg train looks for it"""
+        dim: Literal[2, 3] | None = None
+        """2 trains slice by slice on volumes; the default is what the files are"""
+        budget: Literal["cpu", "gpu", "tpu"] = "cpu"
+        """machine to plan for"""
+        overwrite: bool = False
+        """replace a plan, and with it what was edited in it"""
+        json: bool = False
+        """print the plan as JSON"""
+
+    args = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], args=argv, prog="medseg data plan")
+
+    from medseg_jax.data.dataset import Dataset
+    from medseg_jax.data.plan import make_plan
+    from medseg_jax.types import UserError
+
+    dataset = Dataset.open(args.dataset)
+    out = args.out or dataset.root / "plan.json"
+    if out.exists() and not args.overwrite:
+        raise UserError("The plan exists", file=out, remedy="--overwrite replaces it, or -o names another file")
+    made = make_plan(dataset, dim=args.dim, budget=args.budget)
+    made.save(out)
+    if args.json:
+        print(out.read_text(encoding="utf-8"))
+        return 0
+    for name, reason in made.reasons.items():
+        print(f"{name}: {getattr(made, name, '')}   {reason}")
+    print(f"wrote {out}; edit it, then medseg train {args.dataset} --out RUN")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ preview
+
+
+def preview(argv: list[str]) -> int:
+    """medseg data preview DATASET [-o preview.png] [--json]"""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Draw some cases with the outlines of their labels: see that images, masks and classes belong together."""
+
+        dataset: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATASET")]
+        """folder with dataset.json"""
+        out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+        """picture to write; DATASET/preview.png by default"""
+        cases: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID ...")] = ()
+        """cases to show; spread evenly over the data set by default"""
+        n: int = 6
+        """how many"""
+        json: bool = False
+        """print the written file as JSON"""
+
+    args = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], args=argv, prog="medseg data preview")
+
+    from medseg_jax.data.dataset import Dataset
+    from medseg_jax.data.preview import preview as draw
+
+    dataset = Dataset.open(args.dataset)
+    written = draw(dataset, args.out or dataset.root / "preview.png", args.cases or None, args.n)
+    print(json.dumps({"written": str(written)}) if args.json else f"wrote {written}")
+    return 0

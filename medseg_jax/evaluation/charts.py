@@ -1,0 +1,86 @@
+"""Charts of the report: inline SVG in the text colour and font of the page, so that they follow light and dark."""
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from medseg_jax.data.preview import class_colors
+
+INK = "#010203"  # becomes the colour of the page's text
+ACCENT = "#0b84b8"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "medseg_jax",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def line_chart(title: str, quantity: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Curves over steps.
+
+    Args:
+        title: of the chart.
+        quantity: what the vertical axis shows; "Dice" runs from 0 to 1.
+        series: name -> (steps, values). The one called "mean" is drawn in the text colour, a single one in blue.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        axes = figure.add_subplot(facecolor="none")
+        colors = iter(class_colors(len(series)) / 255)
+        for name, (steps, values) in series.items():
+            alone, mean = len(series) == 1, name == "mean"
+            color = INK if mean else ACCENT if alone else next(colors)
+            marker = "." if len(steps) < 30 else ""
+            axes.plot(steps, values, label=name, color=color, lw=1.6 if mean or alone else 1, marker=marker)
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.set(xlabel="step", ylabel=quantity)
+        if quantity == "Dice":
+            axes.set_ylim(0, 1)
+        if len(series) > 1:
+            axes.legend(loc="best", ncols=1 + len(series) // 6)
+        axes.grid()
+        return _svg(figure, title)
+
+
+def strip_chart(dice: Mapping[str, Sequence[float]]) -> str:
+    """Dice of every case as a dot, one row for each class, and the medians: the spread that a mean hides."""
+    colors = class_colors(len(dice)) / 255
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.9 + 0.42 * len(dice)), layout="constrained")
+        axes = figure.add_subplot(facecolor="none")
+        for k, values in enumerate(dice.values()):
+            # the golden ratio spreads neighbours in the list evenly, without chance
+            jitter = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.45
+            axes.plot(values, k + jitter, "o", ms=4, mew=0, alpha=0.65, color=colors[k], clip_on=False)
+            axes.plot([np.median(values)] * 2, [k - 0.33, k + 0.33], color=INK, lw=1.5)
+        axes.set(xlim=(0, 1), ylim=(len(dice) - 0.5, -0.5), xlabel="Dice of each case; bar: median")
+        axes.set_yticks(range(len(dice)), list(dice))
+        axes.grid(axis="x")
+        return _svg(figure, "Dice of each case by class")
+
+
+def _svg(figure: Figure, label: str) -> str:
+    figure.patch.set_alpha(0)
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return f'<figure class="chart" role="img" aria-label="{escape(label)}">{svg}</figure>'

@@ -1,0 +1,542 @@
+"""report.html: one self-contained page about a run, or about an evaluation alone.
+
+    _gather    what there is: run.json, plan.json, log.jsonl, every summary.json + cases.csv, the images if still there
+    sections   headline, curves, cases to look at, classes, domains, all cases, manifest, notes; each returns HTML
+    report     puts them into one file: no other file, no network, no library; scripts only sort tables
+
+Every word that comes from a file (names, commands, paths, classes) is escaped before it enters the page.
+"""
+
+import base64
+import io as streams
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medseg_jax.data import geometry as space
+from medseg_jax.data import io, preview
+from medseg_jax.data.dataset import Dataset
+from medseg_jax.evaluation.charts import line_chart, strip_chart
+from medseg_jax.evaluation.evaluate import DISTANCES, dataset_of, read_rows, remarks
+from medseg_jax.types import UserError
+
+NAMES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "Precision",
+    "recall": "Recall",
+    "hd": "HD",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "nsd": "NSD",
+    "volume_error": "Volume error",
+}
+HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
+TABLE = tuple(metric for metric in HEADLINE if metric != "hd")  # one stray voxel decides HD: once on the page is enough
+PICTURE_SIZE = 360
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One evaluation: its title, summary.json, the rows of cases.csv, and the folder of its predictions."""
+
+    title: str
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+    predictions: Path
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is known about a run or an evaluation.
+
+    Attributes:
+        name: of the folder.
+        run: run.json, or None for an evaluation alone.
+        plan: plan.json, if there is one.
+        log: entries of log.jsonl.
+        scores: the evaluations, the most important one first.
+        dataset: folder where the images were.
+    """
+
+    name: str
+    run: dict[str, Any] | None
+    plan: dict[str, Any] | None
+    log: list[dict[str, Any]]
+    scores: list[Scores]
+    dataset: Path | None
+
+
+def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run or of an evaluation.
+
+    Args:
+        run_dir: folder of a run (run.json), finished or not, or of an evaluation (summary.json).
+        out: file to write; by default report.html in that folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the folder is neither, or one of its JSON files is damaged.
+    """
+    folder = Path(run_dir)
+    content = _gather(folder)
+    sections = {
+        "scores": ("Scores", _headline(content)),
+        "curves": ("Training", _curves(content)),
+        "cases": ("Cases to look at", _examples(content)),
+        "classes": ("Classes", _classes(content)),
+        "domains": ("Domains", _domains(content)),
+        "all": ("All cases", _all_cases(content)),
+        "manifest": ("How this was made", _manifest(content)),
+        "notes": ("How to read this", _notes(content)),
+    }
+    shown = {key: section for key, section in sections.items() if section[1]}
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in shown.items())
+    body = "".join(f'<section id="{key}"><h2>{title}</h2>{html}</section>' for key, (title, html) in shown.items())
+    assets = Path(__file__).parent
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(content.name)} · medseg_jax</title><style>{(assets / 'report.css').read_text('utf-8')}</style>"
+        f"</head><body><main>{_header(content, links)}{body}"
+        "<footer>Made by medseg_jax. This file needs no other file and no network.</footer></main>"
+        f"<script>{(assets / 'report.js').read_text('utf-8')}</script></body></html>\n"
+    )
+    out = Path(out) if out else folder / "report.html"
+    draft = out.with_name(out.name + ".tmp")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, out)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What there is
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _gather(folder: Path) -> Content:
+    name = folder.resolve().name
+    if (folder / "run.json").is_file():
+        run, plan = _read_json(folder / "run.json"), folder / "plan.json"
+        log = _read_log(folder / "log.jsonl")
+        found = [_read_scores(path.parent, _title(path.parent, folder)) for path in sorted(_summaries(folder))]
+        first = ["best on validation", "last"]
+        scores = sorted(found, key=lambda s: first.index(s.title) if s.title in first else len(first))
+        root = Path(str(run.get("dataset", {}).get("root", folder)))
+        return Content(name, run, _read_json(plan) if plan.is_file() else None, log, scores, root)
+    if not (folder / "summary.json").is_file():
+        raise UserError(
+            "There is nothing to report on",
+            file=folder,
+            found="neither run.json nor summary.json" if folder.is_dir() else "no such folder",
+            remedy="medseg train CONFIG --out RUN, or medseg evaluate PRED REF -o DIR, makes such a folder",
+        )
+    scores = _read_scores(folder, "scores")
+    settings = scores.summary["settings"]
+    references = dataset_of(Path(settings["references"]))
+    scores = Scores(scores.title, scores.summary, scores.rows, Path(settings["predictions"]))
+    return Content(name, None, None, [], [scores], references.root if references else None)
+
+
+def _summaries(folder: Path) -> list[Path]:
+    """Every evaluation of a run: in its own folders and in those of validation/."""
+    return [*folder.glob("*/summary.json"), *folder.glob("validation/*/summary.json")]
+
+
+def _title(folder: Path, run: Path) -> str:
+    place = folder.relative_to(run).as_posix()
+    return {"validation/best": "best on validation", "validation/last": "last"}.get(place, place.replace("_", " "))
+
+
+def _read_scores(folder: Path, title: str) -> Scores:
+    summary = _read_json(folder / "summary.json")
+    try:
+        return Scores(title, summary, read_rows(folder / "cases.csv"), folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError("cases.csv is missing or damaged", file=folder / "cases.csv", found=error) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("This file is damaged", file=path, found=error, remedy="make it anew") from error
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """Entries of log.jsonl, steps counted through all stages; a line cut off by a kill is left out."""
+    entries: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    offset = 0
+    for stage in dict.fromkeys(entry["stage"] for entry in entries):
+        own = [entry for entry in entries if entry["stage"] == stage]
+        last = max(entry["step"] for entry in own)
+        for entry in own:
+            entry["step"] += offset
+        offset += last
+    return entries
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words and tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _number(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if not np.isfinite(value):
+        return "∞"
+    if metric == "volume_error":
+        return f"{value:.3g}"
+    return f"{value:.2f}" if metric in DISTANCES else f"{value:.3f}"
+
+
+def _interval(metric: str, bounds: Sequence[float | None]) -> str:
+    return "" if bounds[0] is None else f"{_number(metric, bounds[0])} – {_number(metric, bounds[1])}"
+
+
+def _metric_name(metric: str, summary: dict[str, Any]) -> str:
+    if metric == "nsd":
+        return f"NSD at {summary['settings']['nsd_tolerance']:g} {summary['unit']}"
+    unit = summary["unit"] if metric in DISTANCES else summary["volume_unit"] if metric == "volume_error" else ""
+    return f"{NAMES[metric]} ({unit})" if unit else NAMES[metric]
+
+
+def _cell(text: str, value: float | None = None, kind: str = "", small: str = "", part: float | None = None) -> str:
+    """One cell: text, the number it sorts by, a grey addition, and a bar behind it for a share in [0, 1]."""
+    attributes = f' data-v="{value:.6g}"' if value is not None else ""
+    if part is not None:
+        kind, attributes = "bar", f'{attributes} style="--part:{100 * part:.1f}%"'
+    attributes += f' class="{kind}"' if kind else ""
+    return f"<td{attributes}>{escape(text)}{f'<small>{escape(small)}</small>' if small else ''}</td>"
+
+
+def _table(heads: Sequence[str], rows: Sequence[str], *, sortable: bool = False, texts: int = 1) -> str:
+    """A table of rows made of `_cell`s; the first `texts` columns hold words."""
+    cells = "".join(
+        f'<th scope="col"{" class=text" if i < texts else ""}>'
+        + (f'<button type="button">{escape(head)}</button>' if sortable else escape(head))
+        + "</th>"
+        for i, head in enumerate(heads)
+    )
+    tall, kind = (" tall", ' class="sortable"') if sortable else ("", "")
+    body = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll{tall}"><table{kind}>{body}</table></div>'
+
+
+def _row(*cells: str, kind: str = "") -> str:
+    return f"<tr{f' class={kind}' if kind else ''}>{''.join(cells)}</tr>"
+
+
+def _pairs(items: dict[str, str]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _header(content: Content, links: str) -> str:
+    words = []
+    if content.run:
+        data = content.run.get("dataset", {})
+        stages = content.run.get("config", {}).get("stages", [])
+        words = [f"data set {data.get('name', 'unknown')}", f"{len(stages)} stage" + "s" * (len(stages) != 1)]
+        words += [f"started {content.run['started']}"] if "started" in content.run else []
+    elif content.scores:
+        words = [f"predictions {content.scores[0].summary['settings']['predictions']}"]
+    kind = "Training run" if content.run else "Evaluation"
+    return (
+        f'<header><p class="eyebrow">medseg_jax · {kind}</p><h1>{escape(content.name)}</h1>'
+        f"<p>{escape(' · '.join(words))}</p><nav>{links}</nav></header>"
+    )
+
+
+def _headline(content: Content) -> str:
+    if not content.scores:
+        return "<p>There are no final scores yet: they are computed when training ends.</p>"
+    main, *others = content.scores
+    tiles = "".join(_tile(metric, content.scores) for metric in ("dice", "nsd", "hd95"))
+    heads = ["Mean over cases", *(s.title.capitalize() for s in content.scores), "Median", "sd"]
+    rows = []
+    for metric in HEADLINE:
+        cells = [
+            _cell(_number(metric, s.summary["mean"][metric]), small=_interval(metric, s.summary["ci95"][metric]))
+            for s in content.scores
+        ]
+        spread = [_cell(_number(metric, main.summary[kind][metric])) for kind in ("median", "sd")]
+        rows.append(_row(_cell(_metric_name(metric, main.summary), kind="text"), *cells, *spread))
+    rows.append(_row(_cell("Cases", kind="text"), *(_cell(_count(s.summary)) for s in content.scores), "<td></td>" * 2))
+    text = "Small numbers: 95 % bootstrap interval of the mean."
+    if others:
+        text += f" Median and sd, over cases, belong to “{main.title}”."
+    return f'<div class="tiles">{tiles}</div>{_table(heads, rows)}<p class="note">{escape(text)}</p>'
+
+
+def _count(summary: dict[str, Any]) -> str:
+    patients = f" of {summary['patients']['patients']} patients" if "patients" in summary else ""
+    return f"{summary['cases']}{patients}"
+
+
+def _tile(metric: str, scores: Sequence[Scores]) -> str:
+    main = scores[0].summary
+    unit = f' <span class="unit">{escape(main["unit"])}</span>' if metric in DISTANCES else ""
+    lines = [f"95 %: {_interval(metric, main['ci95'][metric])}"] if main["ci95"][metric][0] is not None else []
+    lines += [f"{s.title}: {_number(metric, s.summary['mean'][metric])}" for s in scores[1:]]
+    name = _metric_name(metric, main) if metric == "nsd" else NAMES[metric]
+    suffix = f", {scores[0].title}" if len(scores) > 1 else ""
+    return (
+        f'<div class="tile"><div class="name">{escape(name + suffix)}</div>'
+        f'<div class="value">{_number(metric, main["mean"][metric])}{unit}</div>'
+        + "".join(f'<div class="interval">{escape(line)}</div>' for line in lines)
+        + "</div>"
+    )
+
+
+def _curves(content: Content) -> str:
+    train = [e for e in content.log if e["kind"] == "train" and e.get("loss") is not None]
+    val = [e for e in content.log if e["kind"] == "val"]
+    names = [k for k in dict.fromkeys(k for e in val for k in e) if k == "dice" or k.startswith("dice/")]
+    charts = []
+    if train:
+        series = {"training loss": ([e["step"] for e in train], [e["loss"] for e in train])}
+        charts.append(line_chart("Training loss", "loss", series))
+    if names:
+        series = {
+            name.removeprefix("dice/") if name != "dice" else "mean": (
+                [e["step"] for e in val if name in e],
+                [e[name] for e in val if name in e],
+            )
+            for name in names
+        }
+        charts.append(line_chart("Dice on the validation cases while training", "Dice", series))
+    if not charts:
+        return ""
+    note = (
+        "Validation while training works on preprocessed images and leaves out classes absent from a case; "
+        "the scores above are computed on the original images."
+    )
+    return f'<div class="charts">{"".join(charts)}</div><p class="note">{note}</p>'
+
+
+def _examples(content: Content) -> str:
+    """Worst, median and best case: outlines of reference and prediction side by side."""
+    if not content.scores:
+        return ""
+    main = content.scores[0]
+    if content.dataset is None:
+        return "<p>The references are no data set, so the images are not known and cannot be shown.</p>"
+    try:
+        dataset = Dataset.open(content.dataset)
+    except UserError:
+        where = escape(str(content.dataset))
+        return f"<p>The images cannot be shown: there is no data set at <code>{where}</code> any more.</p>"
+    ranked = sorted(_by_case(main.rows).items(), key=lambda item: np.mean([row["dice"] for row in item[1]]))
+    chosen = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
+    if len(ranked) < 3:
+        chosen = {"Worst": ranked[0], "Best": ranked[-1]} if len(ranked) == 2 else {"The only": ranked[0]}
+    figures = [_example(kind, id, rows, main, dataset) for kind, (id, rows) in chosen.items()]
+    colors = preview.class_colors(len(dataset.labels.names))
+    legend = "".join(
+        f'<li><i style="background:rgb({r},{g},{b})"></i>{escape(name)}</li>'
+        for name, (r, g, b) in zip(dataset.labels.names, colors.tolist(), strict=True)
+    )
+    title = f" of “{main.title}”" if len(content.scores) > 1 else ""
+    return (
+        f"<p>By mean Dice over the classes{escape(title)}. Of volumes, the axial slice with most foreground.</p>"
+        f'<ul class="legend">{legend}</ul><div class="cases">{"".join(figures)}</div>'
+    )
+
+
+def _example(kind: str, id: str, rows: Sequence[dict[str, Any]], scores: Scores, dataset: Dataset) -> str:
+    dice, hd95 = np.mean([row["dice"] for row in rows]), np.mean([row["hd95"] for row in rows])
+    where = ", ".join(filter(None, (rows[0]["domain"], rows[0]["patient"])))
+    words = f"{where and where + ' · '}Dice {dice:.3f} · HD95 {_number('hd95', hd95)} {scores.summary['unit']}"
+    title = f"<b>{kind}: {escape(id)}</b> · {escape(words)}"
+    try:
+        pictures, place = _pictures(id, scores, dataset)
+    except (UserError, OSError) as error:
+        problem = str(error).splitlines()[0]
+        return f"<figure><figcaption>{title}<br>No picture: {escape(problem)}.</figcaption></figure>"
+    images = "".join(
+        f'<div><img alt="{escape(id)}, {side}" src="{_data_uri(picture)}"><span>{side}</span></div>'
+        for side, picture in zip(("image", "reference", "prediction"), pictures, strict=True)
+    )
+    return f'<figure><div class="views">{images}</div><figcaption>{title}{place}</figcaption></figure>'
+
+
+def _pictures(id: str, scores: Scores, dataset: Dataset) -> tuple[list[np.ndarray], str]:
+    """Three pictures [h, w, 3] uint8 of a case (bare, reference, prediction), and which slice they show."""
+    image, reference, geometry = dataset.load(dataset.case(id))
+    if reference is None:
+        raise UserError("the data set has no reference for it any more")
+    file = next((path for path in io.list_files(scores.predictions) if io.stem(path) == id), None)
+    prediction = io.read_label(file)[0] if file else np.zeros_like(reference)
+    volume = len(geometry.shape) == 3
+    image = space.to_canonical(image, geometry, channels=True)  # [d, h, w, c]
+    both = [space.to_canonical(label, geometry, channels=False) for label in (reference, prediction)]  # [d, h, w]
+    index = preview.busiest_slice(np.where(both[0] > 0, *both), dataset.labels)
+    colors = [*preview.class_colors(len(dataset.labels.names)), preview.IGNORE_COLOR]
+    pictures = []
+    for label in (None, *both):
+        flat, masks, _ = preview.view(image, label, dataset.labels, volume, index)
+        small, masks = preview.scale(flat, masks, space.spacing_canonical(geometry)[1:], PICTURE_SIZE)
+        pictures.append(preview.overlay(small, masks, colors[: len(masks)], width=2))
+    return pictures, f" · slice {index + 1} of {image.shape[0]}" if volume else ""
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    buffer = streams.BytesIO()
+    Image.fromarray(picture).save(buffer, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _classes(content: Content) -> str:
+    if not content.scores:
+        return ""
+    main = content.scores[0]
+    summary = main.summary
+    rows = [_figures_row(name, values) for name, values in summary["classes"].items()]
+    if len(rows) > 1:
+        rows.append(_figures_row("mean", summary["mean"] | {"ci95": summary["ci95"]}, kind="total"))
+    dice = {name: [row["dice"] for row in main.rows if row["class"] == name] for name in summary["classes"]}
+    return _table(["Class", *(_metric_name(m, summary) for m in TABLE)], rows) + strip_chart(dice)
+
+
+def _figures_row(name: str, values: dict[str, Any], kind: str = "") -> str:
+    cells = [
+        _cell(
+            _number(m, values[m]),
+            small=_interval(m, values["ci95"][m]) if m in ("dice", "nsd", "hd95") else "",
+            part=values[m] if m in ("dice", "nsd") else None,
+        )
+        for m in TABLE
+    ]
+    return _row(_cell(name, kind="text"), *cells, kind=kind)
+
+
+def _domains(content: Content) -> str:
+    tables = []
+    for scores in content.scores:
+        if domains := scores.summary.get("domains"):
+            title = f"<h3>{escape(scores.title.capitalize())}</h3>" if len(content.scores) > 1 else ""
+            rows = [_figures_row(f"{name or 'unnamed'} ({v['cases']} cases)", v) for name, v in domains.items()]
+            tables.append(title + _table(["Domain", *(_metric_name(m, scores.summary) for m in TABLE)], rows))
+    return "".join(tables)
+
+
+def _all_cases(content: Content) -> str:
+    tables = []
+    for scores in content.scores:
+        table = _case_table(scores)
+        if len(content.scores) > 1:
+            state = " open" if scores is content.scores[0] else ""
+            table = f"<details{state}><summary>{escape(scores.title.capitalize())}</summary>{table}</details>"
+        tables.append(table)
+    if not tables:
+        return ""
+    note = "Means over the classes, the worst first; a click on a heading sorts. ∞: a class is empty on one side only."
+    return f'<p class="note">{note}</p>{"".join(tables)}'
+
+
+def _case_table(scores: Scores) -> str:
+    classes = list(scores.summary["classes"])
+    apart = classes if 1 < len(classes) <= 8 else []
+    columns = [key for key in ("domain", "patient") if any(row[key] for row in scores.rows)]
+    metrics = ("dice", "nsd", "hd95", *(() if apart else ("assd", "precision", "recall")))
+    cases = sorted(_by_case(scores.rows).items(), key=lambda item: np.mean([row["dice"] for row in item[1]]))
+    rows = []
+    for id, own in cases:
+        means = {m: float(np.mean([row[m] for row in own])) for m in metrics}
+        cells = [_cell(id, kind="text"), *(_cell(own[0][key], kind="text") for key in columns)]
+        cells += [_cell(_number(m, v), v, part=v if m in ("dice", "nsd") else None) for m, v in means.items()]
+        cells += [_cell(_number("dice", row["dice"]), row["dice"]) for row in own if apart]
+        rows.append(_row(*cells))
+    heads = ["Case", *(key.capitalize() for key in columns), *(_metric_name(m, scores.summary) for m in metrics)]
+    return _table([*heads, *(f"Dice {name}" for name in apart)], rows, sortable=True, texts=1 + len(columns))
+
+
+def _manifest(content: Content) -> str:
+    run = content.run
+    if run is None:
+        settings = content.scores[0].summary["settings"]
+        return _pairs({k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in settings.items()})
+    data, git = run.get("dataset", {}), run.get("git", {})
+    facts = {
+        "command": " ".join(run.get("command", [])),
+        "started": run.get("started", ""),
+        "seed": str(run.get("config", {}).get("seed", "")),
+        "parameters": f"{run['parameters']:,}" if isinstance(run.get("parameters"), int) else "",
+        "devices": ", ".join(f"{k} {v}" for k, v in run.get("devices", {}).items()),
+        "data set": f"{data.get('name', '')} at {data.get('root', '')}",
+        "data fingerprint": f"sha256 {data.get('fingerprint', '')}",
+        "cases": ", ".join(f"{len(ids)} {split}" for split, ids in run.get("cases", {}).items()),
+        "source": f"commit {git['commit']}{', modified' if git.get('modified') else ''}"
+        if git
+        else "not a git checkout",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
+    }
+    html = _pairs({key: value for key, value in facts.items() if value})
+    if content.plan:
+        reasons = content.plan.get("reasons", {})
+        rows = [
+            _row(
+                _cell(k, kind="text"),
+                _cell(json.dumps(v), kind="text wrap"),
+                _cell(reasons.get(k, ""), kind="text wrap soft"),
+            )
+            for k, v in content.plan.items()
+            if k != "reasons"
+        ]
+        html += f"<h3>Plan</h3>{_table(['Choice', 'Value', 'Reason'], rows, texts=3)}"
+    config = escape(json.dumps(run.get("config", {}), indent=1, ensure_ascii=False))
+    return f"{html}<details><summary>Config</summary><pre>{config}</pre></details>"
+
+
+def _notes(content: Content) -> str:
+    lines = []
+    if content.run:
+        lines.append(
+            "“Best on validation” are the weights with the highest validation Dice, so their scores on those same "
+            "cases are a little too good; “last” are the weights at the end of training, chosen by nobody. Test cases "
+            "took no part in any choice."
+        )
+    if content.scores:
+        summary = content.scores[0].summary
+        settings = summary["settings"]
+        lines += [
+            "The mean of a case is the mean over its classes; the figures above are means over cases, each case "
+            "counting the same.",
+            "A class empty in reference and prediction scores 1, with distances 0. Empty on one side only, it scores 0 "
+            "and its distances are infinite; in means the diagonal of that image stands for them. No case is left out.",
+            f"NSD is the share of both surfaces that lies within {settings['nsd_tolerance']:g} {summary['unit']} of "
+            f"the other. Surface: {settings['surface']}. HD95: {settings['hd95']}. ASSD: {settings['assd']}.",
+            f"Intervals: {settings['ci95']}; they say how far the mean would move with other cases of the same kind, "
+            "not how it would with another training run.",
+        ]
+        for scores in content.scores:
+            prefix = f"{scores.title.capitalize()}: " if len(content.scores) > 1 else ""
+            lines += [prefix + line for line in remarks(scores.summary)]
+    return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _by_case(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], []).append(row)
+    return cases
