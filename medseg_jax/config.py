@@ -91,7 +91,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rule:
-    """How state whose path matches `pattern` lies on the mesh: whole on each device, or split along its largest axis."""
+    """How state whose path matches `pattern` lies on the mesh: whole on each device, or split along an axis."""
 
     pattern: str
     how: Literal["replicate", "fsdp"]
@@ -102,7 +102,7 @@ class Config:
     """A whole run.
 
     Attributes:
-        data: folder of the data set (with dataset.json).
+        data: folder of the data set (with dataset.json), or "phantoms2d" or "phantoms3d": synthetic, made when needed.
         stages: the stages, in order.
         plan: path of a plan.json; None = the data set's own, made now if it has none.
         seed: of initialisation, data order, augmentation and dropout.
@@ -118,7 +118,7 @@ class Config:
         tensorboard: also write TensorBoard files (extra `tensorboard`).
     """
 
-    data: str = ""
+    data: str = "phantoms2d"
     stages: tuple[Stage, ...] = (Stage(),)
     plan: str | None = None
     seed: int = 0
@@ -138,7 +138,7 @@ class Config:
 
 
 def load(source: str | Path) -> Config:
-    """The config of a .py file (its `config`), of a run (run.json or its folder), or the default one of a data set folder."""
+    """The config of a .py file (its `config`), of a run (run.json or its folder), or a data set folder's default one."""
     path = Path(source)
     if path.is_dir() and (path / "dataset.json").exists() and not (path / "run.json").exists():
         return Config(data=str(path))

@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     from pathlib import Path
 
     import medseg_jax
+    from medseg_jax.paths import cache_home
     from medseg_jax.runtime import environment
 
     package = Path(medseg_jax.__file__).parent
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
         "methods": _modules(package / "methods", leave_out={"objective"}),
         "models": _modules(package / "models", leave_out={"network", "blocks"}),
         "configs": sorted(str(p.relative_to(package.parent)) for p in (package.parent / "configs").rglob("*.py")),
-        "cache": str(environment.cache_home()),
+        "cache": str(cache_home()),
     }
     if args.devices:
         info["devices"] = environment.devices()

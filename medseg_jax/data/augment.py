@@ -497,13 +497,15 @@ def _blur_matrix(deviation: Float[Array, " c"], side: int) -> Float[Array, "c si
 
 def _coarse_matrix(keep: Float[Array, " c"], side: int) -> Float[Array, "c side side"]:
     """Nearest-neighbour reduction to round(keep * side) voxels, then linear interpolation back, as in nnU-Net."""
-    count = jnp.maximum(jnp.round(keep * side), 1)[:, None]  # [c, 1]
-    at = jnp.clip((np.arange(side) + 0.5) * count / side - 0.5, 0, count - 1)  # [c, side]
-    low = jnp.floor(at)
+    voxel = np.arange(side)
+    count = jnp.maximum(jnp.round(keep * side), 1).astype(jnp.int32)[:, None]  # [c, 1]
+    # The coarse position (voxel + 1/2) count / side - 1/2 in units of 1 / (2 side): integers make keep = 1 exact.
+    at = jnp.clip((2 * voxel + 1) * count - side, 0, 2 * side * (count - 1))  # [c, side]
+    low, share = at // (2 * side), (at % (2 * side)) / (2 * side)
     matrix = jnp.zeros((), jnp.float32)
-    for coarse, share in ((low, 1 - (at - low)), (jnp.minimum(low + 1, count - 1), at - low)):
-        source = jnp.clip(jnp.floor((coarse + 0.5) * side / count), 0, side - 1).astype(jnp.int32)
-        matrix += share[..., None] * jax.nn.one_hot(source, side)
+    for coarse, weight in ((low, 1 - share), (jnp.minimum(low + 1, count - 1), share)):
+        source = (2 * coarse + 1) * side // (2 * count)
+        matrix += weight[..., None] * jax.nn.one_hot(source, side)
     return matrix
 
 

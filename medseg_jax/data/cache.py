@@ -39,6 +39,7 @@ from medseg_jax.data.geometry import (
     to_canonical,
 )
 from medseg_jax.data.plan import Plan
+from medseg_jax.paths import cache_home
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ class Cache:
 
 def cache_folder(dataset: "Dataset", plan: Plan, directory: str | Path | None = None) -> Path:
     """Where the cases of this data set under this plan are kept; named by what changes their arrays, and only that."""
-    base = directory or os.environ.get("MEDSEG_CACHE") or Path.home() / ".cache" / "medseg_jax" / "preprocessed"
+    base = directory or cache_home() / "preprocessed"
     relevant = ("dim", "spacing", "working_size", "normalization", "crop_nonzero", "in_channels")
     key = _digest([FORMAT, dataset.fingerprint(), [json.loads(json.dumps(getattr(plan, name))) for name in relevant]])
     name = re.sub(r"[^\w.-]+", "_", dataset.name).strip(".") or "dataset"
@@ -385,7 +386,7 @@ def build_cache(
     """Preprocesses what is not there yet, several cases at once.
 
     Args:
-        directory: default $MEDSEG_CACHE, else ~/.cache/medseg_jax/preprocessed.
+        directory: default `preprocessed` in the user's cache folder (paths.cache_home).
         progress: called as progress(done, total, case_id) after each case, in this thread.
         cases: default all training and validation cases; test cases are never looked at unless named here.
         verify: compare every entry with its sha256 (reads everything once).

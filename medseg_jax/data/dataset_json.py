@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -54,8 +55,7 @@ def parse_description(file: Path) -> Description:
 
 def _read_json(file: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        if twice := sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1):
             raise UserError("dataset.json says the same thing twice", file=file, found=", ".join(twice))
         return dict(pairs)
 

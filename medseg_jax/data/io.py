@@ -125,7 +125,10 @@ def _read(path: Path, role: Role, key: str | None) -> tuple[np.ndarray, Geometry
 
 
 def write_image(path: str | Path, image: np.ndarray, geometry: Geometry) -> None:
-    """Write [*s, c] without loss (JPEG excepted), completely or not at all."""
+    """Write [*s, c] without loss (JPEG excepted), completely or not at all.
+
+    NIfTI, NPZ and HDF5 keep the affine; pictures, TIFF stacks and NPY have no place for it.
+    """
     path = Path(path)
     if image.shape[:-1] != tuple(geometry.shape):
         raise ValueError(f"image {image.shape} does not lie in a space of shape {geometry.shape}")
@@ -315,7 +318,7 @@ def _pixels(image: Image.Image, role: Role, path: Path) -> np.ndarray:
         # Pillow stretches PNM values to its own full range; the file's numbers come back exactly.
         pixels = np.rint(pixels * (maxval / (65535 if image.mode == "I" else 255))).astype(np.uint16)
         pixels = pixels.astype(np.uint8) if maxval < 256 else pixels
-    return pixels
+    return pixels.astype(np.uint16) if rawmode == "I;16B" else pixels
 
 
 def _decoder(image: Image.Image) -> tuple[str, str, int]:

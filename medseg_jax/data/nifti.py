@@ -5,6 +5,7 @@ the file's size, gzip's checksum is verified, and scale factors are applied in f
 """
 
 import gzip
+from contextlib import nullcontext
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from medseg_jax.data.geometry import SPACING_TOLERANCE, same_space
 from medseg_jax.types import Geometry, UserError
 
 LARGEST_RATIO = 1032
@@ -40,7 +42,9 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     # The standard: a slope of 0 means no scaling; NaN is what nibabel leaves behind for the same purpose.
     if np.isfinite([slope, inter]).all() and slope != 0 and (slope, inter) != (1, 0):
-        data = data.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        data = data.astype(np.float32)
+        data *= np.float32(slope)
+        data += np.float32(inter)
     affine = _nifti_affine(header, data.ndim - 1, path)
     return data, Geometry(data.shape[:-1], affine, "mm", header)
 
@@ -158,13 +162,36 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = 1, 0, header.sizeof_hdr + 4
     header["cal_min"] = header["cal_max"] = 0
     header.set_intent("none")
-    body = header.binaryblock + bytes(4) + array.astype(array.dtype.newbyteorder("<")).tobytes(order="F")
+    little = array.dtype.newbyteorder("<")
     with path.open("wb") as file:
-        if path.name.lower().endswith(".gz"):
-            with gzip.GzipFile("", "wb", 3, file, mtime=0) as stream:  # no name, no time: equal maps give equal files
-                stream.write(body)
-        else:
-            file.write(body)
+        # No name, no time, so that equal arrays give equal files.
+        zipped = gzip.GzipFile("", "wb", 3, file, mtime=0) if path.name.lower().endswith(".gz") else nullcontext(file)
+        with zipped as stream:
+            stream.write(header.binaryblock + bytes(4))
+            for i in range(array.shape[-1]):  # in the file the last axis is the slowest
+                stream.write(array[..., i].astype(little).tobytes(order="F"))
+
+
+def contradictions(geometry: Geometry) -> list[str]:
+    """Where a NIfTI header contradicts itself, in words: ITK or FSL may place such a file elsewhere than we do."""
+    header = geometry.header
+    if header is None or header["sform_code"] <= 0:
+        return []
+    rank = len(geometry.shape)
+    if header["qform_code"] <= 0:
+        pixdim, used = header["pixdim"][1 : 1 + rank], np.linalg.norm(header.get_sform()[:3, :rank], axis=0)
+        if np.allclose(pixdim, used, rtol=SPACING_TOLERANCE, atol=0):
+            return []
+        words = [" x ".join(f"{size:.4g}" for size in sizes) for sizes in (used, pixdim)]
+        return [f"spacing {words[0]} in the sform against {words[1]} in pixdim; the sform is used"]
+    other = header.copy()
+    other["sform_code"] = 0
+    try:
+        qform = _nifti_affine(other, rank, Path("header"))
+    except (UserError, HeaderDataError) as error:
+        return [f"the qform makes no sense ({str(error).splitlines()[0]}); the sform is used"]
+    differences = same_space(geometry, Geometry(geometry.shape, qform))
+    return [f"sform against qform: {text}; the sform is used" for text in differences]
 
 
 def _nifti_header_for(geometry: Geometry) -> Any:

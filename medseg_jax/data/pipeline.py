@@ -147,27 +147,23 @@ class _Source:
         for part in self.parts:
             share = part.rows // count
             rows = [self._row(part, int(step), row) for row in range(index * share, (index + 1) * share)]
-            image, case, domain = FIELDS[part.tag]
-            batch[image] = np.stack([r[0] for r in rows])  # [b, *s, c]
-            if part.tag == LABELLED:
-                batch["label"] = np.stack([r[1] for r in rows]).astype(np.int32)  # [b, *s]
-            chosen = [r[2] for r in rows]
-            batch[case] = np.array(chosen, np.int32)
-            batch[domain] = np.array([self.domains[c] for c in chosen], np.int32)
+            batch |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}  # [b, ...]
         return batch
 
-    def _row(self, part: _Part, step: int, row: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """image [*s, c], label [*s] (labelled part only) and case index of one row."""
-        chosen = pick(self.seed, part.tag, part.pools, part.rows, step, row)
-        case = self.cache.case(self.ids[chosen])
+    def _row(self, part: _Part, step: int, row: int) -> dict[str, Any]:
+        """The fields of one row, without the batch axis."""
+        index = pick(self.seed, part.tag, part.pools, part.rows, step, row)
+        case = self.cache.case(self.ids[index])
         rng = np.random.default_rng([self.seed, part.tag, ROW, step, row])
         forced = part.tag == LABELLED and row >= round(part.rows * (1 - self.foreground))
         voxel = foreground_voxel(rng, case, self.classes) if forced else None
         start, size = place(rng, case.image.shape[:3], self.patch_size, self.sample_size, voxel)
-        flat = len(self.sample_size) == 2
-        image = cut(case.image, start, size)
-        label = cut(case.label, start, size) if part.tag == LABELLED and case.label is not None else None
-        return image[0] if flat else image, label[0] if flat and label is not None else label, chosen
+        here = 0 if len(self.sample_size) == 2 else slice(None)  # a flat network sees [h, w], not [1, h, w]
+        values = (cut(case.image, start, size)[here], np.int32(index), np.int32(self.domains[index]))
+        fields: dict[str, Any] = dict(zip(FIELDS[part.tag], values, strict=True))
+        if part.tag == LABELLED and case.label is not None:
+            fields["label"] = cut(case.label, start, size)[here].astype(np.int32)
+        return fields
 
 
 def _source(

@@ -8,6 +8,8 @@ one is the test set and looks like none of the others.
 The same arguments write the same bytes.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -19,13 +21,38 @@ from scipy.spatial import KDTree
 
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset
+from medseg_jax.paths import cache_home
 from medseg_jax.types import Case, Geometry, Labels, UserError
+
+EMBEDDED = {
+    "phantoms2d": {"dim": 2, "cases": 36, "sites": 3, "unlabelled": 6, "size": 64},
+    "phantoms3d": {"dim": 3, "cases": 18, "sites": 3, "unlabelled": 4, "size": 32},
+}
+"""Data sets that a config may name instead of a folder; made in the user's cache folder when they are first needed."""
+
+VERSION = 1  # raised whenever the same arguments would write other bytes
 
 LABELS = Labels.simple("organ", "lesion", "vessel")
 TISSUES = ("air", "body", "organ", "lesion", "vessel")
 BRIGHTNESS = np.array([0.05, 0.38, 0.5, 0.66, 0.85])  # of each tissue, before the site's machine
 FOREIGN = np.array([0, 0.08, 0.03, -0.06, -0.2])  # how the unseen site's machine changes the brightness of each tissue
 TINT = np.array([[0, 0, 0], [0.03, 0, -0.02], [0.04, -0.03, 0], [0.08, 0.02, -0.1], [-0.1, 0, 0.06]])  # [tissue, rgb]
+
+
+def open_data(source: str | Path) -> Dataset:
+    """Opens a data set folder, or one of the `EMBEDDED` data sets by name (a folder of that name comes first)."""
+    options = EMBEDDED.get(str(source))
+    if options is None or (Path(source) / "dataset.json").exists():
+        return Dataset.open(source)
+    parts = [f"{key}{value}" for key, value in options.items()]
+    folder = cache_home() / "phantoms" / "-".join([f"v{VERSION}", *parts])
+    if not (folder / "dataset.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            make_phantoms(Path(draft) / "data", **options)
+            with contextlib.suppress(OSError):  # another process was faster
+                (Path(draft) / "data").rename(folder)
+    return Dataset.open(folder)
 
 
 def make_phantoms(

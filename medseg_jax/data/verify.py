@@ -32,7 +32,7 @@ from rich.table import Table
 
 from medseg_jax.data import geometry as space
 from medseg_jax.data import io
-from medseg_jax.data.dataset import CHANNEL, FOLDERS, Dataset, unknown_values, visible_files
+from medseg_jax.data.dataset import CHANNEL, FOLDERS, Dataset, value_counts, visible_files
 from medseg_jax.types import Case, Geometry, UserError
 
 SPACING_FACTOR = 3.0
@@ -43,6 +43,9 @@ INTENSITY_FACTOR = 20.0
 
 INTENSITY_SHIFT = 3.0
 """A channel whose median lies this many typical spreads away from the others' is worth a look."""
+
+SAMPLE = 1_000_000
+"""Voxels of a channel from which its percentiles are taken."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ def check_dataset(
     Args:
         dataset: an opened data set.
         progress: called with (cases done, cases) after each case.
-        workers: threads that read, each holding one case in memory; all cores, at most 8, by default.
+        workers: threads that read, each holding one case in memory; all cores, at most 4, by default.
     """
     findings = []
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
         for found in pool.map(lambda case: _check_case(dataset, case), dataset.cases):
             findings.append(found)
             if progress:
@@ -117,9 +120,16 @@ def _check_case(dataset: Dataset, case: Case) -> _Findings:
     if image is not None and geometry is not None:
         found.dims = len(geometry.shape)
         found.spacing = space.spacing_canonical(geometry)
-        found.content = hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+        found.content = _content(image)
         _check_intensities(dataset, case, found, image)
     return found
+
+
+def _content(image: np.ndarray) -> str:
+    """sha256 of the voxels: the same for the same image, however it was compressed."""
+    digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode())
+    digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
 
 
 def _check_image(dataset: Dataset, case: Case, found: _Findings) -> tuple[np.ndarray | None, Geometry | None]:
@@ -183,15 +193,15 @@ def _check_label(dataset: Dataset, case: Case, found: _Findings, geometry: Geome
     if differences:
         text = f"does not lie where its image does: {'; '.join(differences)}"
         found.error(file, text, "export the label again from the image it was drawn on")
-    if unknown := unknown_values(label, labels):
+    counts = value_counts(label)
+    if unknown := {value: count for value, count in counts.items() if value not in labels.known}:
         values = ", ".join(f"{value} ({_count(count, 'voxel')})" for value, count in list(unknown.items())[:10])
         more = f" and {len(unknown) - 10} other values" if len(unknown) > 10 else ""
         text = f"holds {values}{more}; dataset.json names {_shorten(sorted(labels.known))}"
         found.error(file, text, "mend the label, or add the value to dataset.json")
         return
-    masks = labels.masks(label)
-    found.classes = {name for name, mask in zip(labels.names, masks, strict=True) if mask.any()}
-    if labels.ignore is not None and label.size and (label == labels.ignore).all():
+    found.classes = {name for name, values in zip(labels.names, labels.values, strict=True) if counts.keys() & values}
+    if counts.keys() == {labels.ignore}:
         found.error(file, "every voxel is ignored", "label some of it, or move the image to imagesUn")
     elif not found.classes:
         found.warn(file, "is empty: no class is labelled", "make sure that nothing is to be seen in this case")
@@ -206,7 +216,8 @@ def _check_intensities(dataset: Dataset, case: Case, found: _Findings, image: np
         return
     for channel, name in enumerate(dataset.channels):
         values = image[..., channel]
-        low, median, high = np.percentile(values, (0.5, 50, 99.5))
+        sample = values.reshape(-1)[:: max(1, values.size // SAMPLE)]
+        low, median, high = np.percentile(sample, (0.5, 50, 99.5))
         if values.min() == values.max():
             text = f"channel {channel} ({name}) is constant: {float(values.flat[0]):g} everywhere"
             found.warn(case.images[min(channel, len(case.images) - 1)], text, "make sure that this is the right file")

@@ -74,13 +74,13 @@ def strip_chart(dice: Mapping[str, Sequence[float]]) -> str:
         axes.set(xlim=(0, 1), ylim=(len(dice) - 0.5, -0.5), xlabel="Dice of each case; bar: median")
         axes.set_yticks(range(len(dice)), list(dice))
         axes.grid(axis="x")
-        return _svg(figure, "Dice of each case by class")
+        return _svg(figure, "Dice of each case by class", kind="chart wide")
 
 
-def _svg(figure: Figure, label: str) -> str:
+def _svg(figure: Figure, label: str, kind: str = "chart") -> str:
     figure.patch.set_alpha(0)
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return f'<figure class="chart" role="img" aria-label="{escape(label)}">{svg}</figure>'
+    return f'<figure class="{kind}" role="img" aria-label="{escape(label)}">{svg}</figure>'

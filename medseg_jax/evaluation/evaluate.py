@@ -142,7 +142,7 @@ def evaluate(
         UserError: nothing to score, missing predictions, files that do not lie in one space, unknown label values. All
             cases with a problem are listed at once; nothing is written.
     """
-    found = find_pairs(Path(pred), Path(ref), split, missing)
+    found = find_pairs(Path(pred).absolute(), Path(ref).absolute(), split, missing)
     notes = list(found.notes)
     labels = labels or found.labels
     if labels is None:
@@ -184,9 +184,9 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str) -> Pairs:
     for path, role in ((pred, "predictions"), (ref, "references")):
         if not path.exists():
             raise UserError(f"There are no {role} here", file=path, found="no such file or folder")
-    dataset = dataset_of(ref)
+    notes: list[str] = []
+    dataset, labels = _describe(ref, pred, notes)
     predictions = _stems(pred)
-    notes = []
     if dataset and ref == dataset.root:
         references, chosen = _labels_of(dataset, split, predictions)
         notes.append(f"Scored the labelled cases of the split {chosen}.")
@@ -209,24 +209,33 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str) -> Pairs:
         domain, patient = (cases[id].domain, cases[id].patient) if id in cases else ("", "")
         pairs.append(Pair(id, found.get(id), reference, domain, patient))
     extra = tuple(found[id] for id in sorted(found.keys() - references.keys()))
-    return Pairs(tuple(pairs), dataset.labels if dataset else _labels_near(ref, pred), extra, tuple(notes))
+    return Pairs(tuple(pairs), labels, extra, tuple(notes))
 
 
-def dataset_of(ref: Path) -> Dataset | None:
-    """The data set that `ref` is, or whose folder of labels it is (or lies in)."""
+def _describe(ref: Path, pred: Path, notes: list[str]) -> tuple[Dataset | None, Labels | None]:
+    """The data set of the references, and the classes by the nearest dataset.json; one that cannot be read is noted."""
+    root = dataset_root(ref)
+    if root == ref:
+        dataset = Dataset.open(ref)
+        return dataset, dataset.labels
+    for path in (ref, ref.parent, pred, pred.parent):
+        if not (path / "dataset.json").is_file():
+            continue
+        try:
+            dataset = Dataset.open(path) if path == root else None
+            return dataset, dataset.labels if dataset else read_description(path / "dataset.json")[1]
+        except UserError as error:
+            notes.append(f"Not used: {path / 'dataset.json'}. {error.problem}.")
+    return None, None
+
+
+def dataset_root(ref: Path) -> Path | None:
+    """The folder of the data set that `ref` is, or whose folder of labels it is (or lies in)."""
     folder = ref if ref.is_dir() else ref.parent
     for root in (folder, folder.parent):
         is_dataset = any((root / name).is_dir() for name in ("imagesTr", "imagesTs"))
         if (root / "dataset.json").is_file() and is_dataset and (root == folder or folder.name.startswith("labels")):
-            return Dataset.open(root)
-    return None
-
-
-def _labels_near(ref: Path, pred: Path) -> Labels | None:
-    """Classes from a dataset.json beside the references, above them, or beside the predictions."""
-    for path in (ref, ref.parent, pred, pred.parent):
-        if (path / "dataset.json").is_file():
-            return read_description(path / "dataset.json")[1]
+            return root
     return None
 
 

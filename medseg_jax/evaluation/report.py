@@ -24,7 +24,7 @@ from medseg_jax.data import geometry as space
 from medseg_jax.data import io, preview
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.evaluation.charts import line_chart, strip_chart
-from medseg_jax.evaluation.evaluate import DISTANCES, dataset_of, read_rows, remarks
+from medseg_jax.evaluation.evaluate import DISTANCES, dataset_root, read_rows, remarks
 from medseg_jax.types import UserError
 
 NAMES = {
@@ -140,11 +140,10 @@ def _gather(folder: Path) -> Content:
             found="neither run.json nor summary.json" if folder.is_dir() else "no such folder",
             remedy="medseg train CONFIG --out RUN, or medseg evaluate PRED REF -o DIR, makes such a folder",
         )
-    scores = _read_scores(folder, "scores")
+    scores = _read_scores(folder, "mean")
     settings = scores.summary["settings"]
-    references = dataset_of(Path(settings["references"]))
     scores = Scores(scores.title, scores.summary, scores.rows, Path(settings["predictions"]))
-    return Content(name, None, None, [], [scores], references.root if references else None)
+    return Content(name, None, None, [], [scores], dataset_root(Path(settings["references"])))
 
 
 def _summaries(folder: Path) -> list[Path]:
@@ -218,7 +217,8 @@ def _metric_name(metric: str, summary: dict[str, Any]) -> str:
 
 def _cell(text: str, value: float | None = None, kind: str = "", small: str = "", part: float | None = None) -> str:
     """One cell: text, the number it sorts by, a grey addition, and a bar behind it for a share in [0, 1]."""
-    attributes = f' data-v="{value:.6g}"' if value is not None else ""
+    number = f"{value:.6g}" if value is not None and np.isfinite(value) else "Infinity"  # as scripts spell it
+    attributes = f' data-v="{number}"' if value is not None else ""
     if part is not None:
         kind, attributes = "bar", f'{attributes} style="--part:{100 * part:.1f}%"'
     attributes += f' class="{kind}"' if kind else ""
@@ -329,7 +329,7 @@ def _curves(content: Content) -> str:
         return ""
     note = (
         "Validation while training works on preprocessed images and leaves out classes absent from a case; "
-        "the scores above are computed on the original images."
+        "final scores are computed on the original images and count every class."
     )
     return f'<div class="charts">{"".join(charts)}</div><p class="note">{note}</p>'
 
@@ -351,10 +351,10 @@ def _examples(content: Content) -> str:
     if len(ranked) < 3:
         chosen = {"Worst": ranked[0], "Best": ranked[-1]} if len(ranked) == 2 else {"The only": ranked[0]}
     figures = [_example(kind, id, rows, main, dataset) for kind, (id, rows) in chosen.items()]
-    colors = preview.class_colors(len(dataset.labels.names))
+    names = [*dataset.labels.names, *(["ignored"] if dataset.labels.ignore is not None else [])]
     legend = "".join(
         f'<li><i style="background:rgb({r},{g},{b})"></i>{escape(name)}</li>'
-        for name, (r, g, b) in zip(dataset.labels.names, colors.tolist(), strict=True)
+        for name, (r, g, b) in zip(names, _colors(dataset), strict=False)
     )
     title = f" of “{main.title}”" if len(content.scores) > 1 else ""
     return (
@@ -391,18 +391,22 @@ def _pictures(id: str, scores: Scores, dataset: Dataset) -> tuple[list[np.ndarra
     image = space.to_canonical(image, geometry, channels=True)  # [d, h, w, c]
     both = [space.to_canonical(label, geometry, channels=False) for label in (reference, prediction)]  # [d, h, w]
     index = preview.busiest_slice(np.where(both[0] > 0, *both), dataset.labels)
-    colors = [*preview.class_colors(len(dataset.labels.names)), preview.IGNORE_COLOR]
     pictures = []
     for label in (None, *both):
         flat, masks, _ = preview.view(image, label, dataset.labels, volume, index)
         small, masks = preview.scale(flat, masks, space.spacing_canonical(geometry)[1:], PICTURE_SIZE)
-        pictures.append(preview.overlay(small, masks, colors[: len(masks)], width=2))
+        pictures.append(preview.overlay(small, masks, _colors(dataset)[: len(masks)], width=2))
     return pictures, f" · slice {index + 1} of {image.shape[0]}" if volume else ""
+
+
+def _colors(dataset: Dataset) -> list[list[int]]:
+    """Colours of the classes, then that of ignored voxels."""
+    return [*preview.class_colors(len(dataset.labels.names)).tolist(), list(preview.IGNORE_COLOR)]
 
 
 def _data_uri(picture: np.ndarray) -> str:
     buffer = streams.BytesIO()
-    Image.fromarray(picture).save(buffer, "png", optimize=True)
+    Image.fromarray(picture).save(buffer, "png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -496,12 +500,12 @@ def _manifest(content: Content) -> str:
         reasons = content.plan.get("reasons", {})
         rows = [
             _row(
-                _cell(k, kind="text"),
-                _cell(json.dumps(v), kind="text wrap"),
-                _cell(reasons.get(k, ""), kind="text wrap soft"),
+                _cell(key, kind="text"),
+                _cell(json.dumps(value), kind="text wrap"),
+                _cell(reasons.get(key, ""), kind="text wrap soft"),
             )
-            for k, v in content.plan.items()
-            if k != "reasons"
+            for key, value in content.plan.items()
+            if key != "reasons"
         ]
         html += f"<h3>Plan</h3>{_table(['Choice', 'Value', 'Reason'], rows, texts=3)}"
     config = escape(json.dumps(run.get("config", {}), indent=1, ensure_ascii=False))

@@ -15,6 +15,7 @@ a volume of all probabilities is held only if it is asked for, and then in a tem
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ from medseg_jax.data import io
 from medseg_jax.data.cache import Record, preprocess
 from medseg_jax.data.geometry import from_canonical, resample
 from medseg_jax.inference.cases import find_cases, load_case
-from medseg_jax.inference.sliding_window import memory_bound, plan_windows, predict_slabs, slab_axis
+from medseg_jax.inference.sliding_window import memory_bound, plan_windows, predict_slabs, slab_axis, windows_at_once
 from medseg_jax.runtime.run import Run, open_run
 from medseg_jax.types import Case, Geometry, UserError
 
@@ -123,8 +124,8 @@ def predict(
     failed: dict[str, str] = {}
     with Display(len(cases), progress) as display:
         for case in cases:
-            label = journal.find(case, save_probabilities)
             try:
+                label = journal.find(case, save_probabilities)
                 label = label or _predict_case(run, case, output, settings, journal, display)
                 written.append(label)
             except Exception as error:  # one broken case must not cost the others
@@ -401,8 +402,8 @@ def _read_journal(path: Path) -> dict[str, Any] | None:
 
 def _stamps(case: Case) -> dict[str, list[int]]:
     """Size and time of last change of a case's files: enough to notice that they were replaced."""
-    stats = {str(path): path.stat() for path in case.images}
-    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+    stats = {path.name: path.stat() for path in case.images}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def weights_sha256(run: Run) -> str | None:
@@ -449,14 +450,14 @@ class Display:
     def start_case(self, id: str, shape: Sequence[int], run: Run, settings: Settings) -> None:
         """Tells how much memory a case will take, if it is more than any before it took."""
         patch = run.plan.patch_size
-        channels, axis = run.labels.channels, slab_axis(shape[:-1], patch)
-        bound = memory_bound(shape[:-1], patch, shape[-1], channels, settings.batch_size, axis)
+        starts = plan_windows(shape[:-1], (1, *patch)[-3:], settings.overlap)
+        windows = math.prod(len(s) for s in starts)
+        batch, axis = windows_at_once(windows, settings.batch_size), slab_axis(shape[:-1], patch)
+        bound = memory_bound(shape[:-1], patch, shape[-1], run.labels.channels, batch, axis)
         if bound > self._largest:
             self._largest = bound
-            size, windows = f"{_by(shape[:-1])} after preprocessing", f"{settings.batch_size} windows of {_by(patch)}"
-            self.say(
-                f"{id}: {size}, {windows} at once, at most {bound / 2**30:.2f} GiB of host memory for image and slabs"
-            )
+            size = f"{_by(shape[:-1])} after preprocessing, {windows} windows of {_by(patch)}"
+            self.say(f"{id}: {size}; image and slabs take at most {math.ceil(bound / 2**20)} MiB of host memory")
 
     def rows(self, done: int, total: int) -> None:
         """Progress within the case."""

@@ -70,6 +70,11 @@ def axis_weights(starts: Sequence[int], patch: int) -> np.ndarray:
     return np.stack([g / total[start : start + patch] for start in starts]).astype(np.float32)
 
 
+def windows_at_once(windows: int, batch_size: int) -> int:
+    """Rows of the one batch that is compiled: `batch_size`, or the next power of two if there are fewer windows."""
+    return min(batch_size, 1 << (windows - 1).bit_length())
+
+
 def slab_axis(shape: Sequence[int], patch_size: Sequence[int]) -> int:
     """Best `axis` for `predict_slabs`: 0 (depth), or 1 (height) for a picture [1, h, w] under a 2-D network."""
     return int(len(patch_size) == 2 and shape[0] == 1)
@@ -157,8 +162,8 @@ def predict_slabs(
     """Predict an image window by window and hand out finished slabs in order.
 
     Args:
-        predict: the network. It sees one batch shape only, unless the image has fewer windows than a batch; then the
-            next power of two. A last batch that is not full is filled with zeros.
+        predict: the network. It sees one batch shape only (see `windows_at_once`); a last batch that is not full is
+            filled with zeros.
         image: [d, h, w, c] float32, in memory or memory-mapped. Axes shorter than the patch are padded with zeros on
             both sides, and cropped again.
         patch_size: (pd, ph, pw), or (ph, pw) for a 2-D network, which predicts slice by slice.
@@ -239,7 +244,7 @@ def _run_windows(
     """(window's index per axis, its weighted probabilities [pd, ph, pw, k]), the first axis running slowest."""
     weights = [axis_weights(s, patch) for s, patch in zip(starts, window, strict=True)]
     indices = list(product(*(range(len(s)) for s in starts)))
-    batch_size = min(batch_size, 1 << (len(indices) - 1).bit_length())
+    batch_size = windows_at_once(len(indices), batch_size)
 
     def dispatch(group: Sequence[tuple[int, ...]]) -> jax.Array:
         patches = np.zeros((batch_size, *window, image.shape[-1]), np.float32)

@@ -56,9 +56,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *t o"]:
         kernel = self.kernel[...].astype(self.dtype)
-        y = conv(
-            x.astype(self.dtype), kernel, self.strides, self.padding, dilation=self.dilation, groups=self.groups
-        )
+        y = conv(x.astype(self.dtype), kernel, self.strides, self.padding, dilation=self.dilation, groups=self.groups)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

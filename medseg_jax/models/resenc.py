@@ -69,7 +69,9 @@ class ResEncUNet(Network):
 class ResidualStage(nnx.Module):
     """`count` residual blocks, the first one strided; before the first stage's, the stem."""
 
-    def __init__(self, stem: ConvBlock | None, in_channels: int, features: int, kernel_size, strides, count: int, **block):
+    def __init__(
+        self, stem: ConvBlock | None, in_channels: int, features: int, kernel_size, strides, count: int, **block
+    ):
         self.stem = stem
         self.blocks = nnx.List(
             [
@@ -94,7 +96,9 @@ class ResidualStage(nnx.Module):
 class ResidualBlock(nnx.Module):
     """nnU-Net's BasicBlockD: leaky_relu(conv2(conv1(x)) + shortcut(x))."""
 
-    def __init__(self, in_channels: int, features: int, kernel_size, strides: tuple[int, ...], *, dropout: float, **block):
+    def __init__(
+        self, in_channels: int, features: int, kernel_size, strides: tuple[int, ...], *, dropout: float, **block
+    ):
         self.conv1 = ConvBlock(in_channels, features, kernel_size, strides, dropout=dropout, **block)
         self.conv2 = ConvBlock(features, features, kernel_size, activation=False, **block)
         point = (1,) * len(kernel_size)

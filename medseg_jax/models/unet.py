@@ -89,7 +89,9 @@ class StageShapes:
         for field in ("strides", "kernel_sizes"):
             wrong = [v for v in getattr(config, field) if len(v) != config.dim]
             if wrong:
-                raise UserError(f"{name}: {field} need one entry an axis", found=wrong[0], expected=f"{config.dim} entries")
+                raise UserError(
+                    f"{name}: {field} need one entry an axis", found=wrong[0], expected=f"{config.dim} entries"
+                )
         even = [k for k in config.kernel_sizes if any(n % 2 == 0 for n in k)]
         if even:
             raise UserError(f"{name}: kernel sizes are odd", found=even[0])
@@ -135,7 +137,16 @@ class Decoder(nnx.Module):
     """From the skips of an encoder to logits: nnU-Net's UNetDecoder."""
 
     def __init__(
-        self, shape: StageShapes, out_channels: int, convs: int, deep_supervision: bool, remat: bool, *, dtype, rngs, **block
+        self,
+        shape: StageShapes,
+        out_channels: int,
+        convs: int,
+        deep_supervision: bool,
+        remat: bool,
+        *,
+        dtype,
+        rngs,
+        **block,
     ):
         self.ups, self.stages, self.heads = nnx.List([]), nnx.List([]), nnx.List([])
         point = (1,) * len(shape.total_strides)

@@ -23,7 +23,7 @@ def per_axis(value: int | Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 def pad_pairs(padding: Padding, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """"SAME", "VALID" or explicit pairs -> (before, after) of each axis."""
+    """ "SAME", "VALID" or explicit pairs -> (before, after) of each axis."""
     if padding == "SAME":
         return tuple((d * ((k - 1) // 2),) * 2 for k, d in zip(kernel, dilation, strict=True))
     if padding == "VALID":

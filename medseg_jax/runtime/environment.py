@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from medseg_jax.paths import cache_home
+
 PACKAGES = ("medseg-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
-
-
-def cache_home() -> Path:
-    """The user's cache folder of this package: $XDG_CACHE_HOME/medseg_jax or ~/.cache/medseg_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medseg_jax"
 
 
 def versions() -> dict[str, str]:

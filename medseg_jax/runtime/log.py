@@ -1,8 +1,8 @@
-"""What a run says: log.jsonl always, a progress bar on a terminal and plain lines when piped, progress.png, TensorBoard.
+"""What a run says: log.jsonl, a progress bar on a terminal and plain lines when piped, progress.png, TensorBoard.
 
 Only process 0 writes. log.jsonl holds one JSON object a line: {"kind": "train", "step", "stage", "loss", ...} and
-{"kind": "val", "step", "stage", "dice", "dice/<class>", ...}. A resumed run first drops lines from after its checkpoint,
-so that the file reads as if the run had never been interrupted.
+{"kind": "val", "step", "stage", "dice", "dice/<class>", ...}. A resumed run first drops lines from after its
+checkpoint, so that the file reads as if the run had never been interrupted.
 """
 
 import json

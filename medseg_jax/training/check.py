@@ -17,11 +17,11 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
     """Draws one batch of every stage and compiles its step, without training.
 
     Returns:
-        For each stage: name, objective, steps, batch (shape, type and range of each field), parameters, groups (path,
-        shape and optimiser group of every parameter), memory in bytes (state, batch, temporaries, peak) and flops a step.
+        For each stage: name, objective, steps, batch (shape, type, range of each field), parameters, groups (path, shape
+        and optimiser group of every parameter), memory in bytes (state, batch, temporaries, step) and flops a step.
 
     Raises:
-        UserError: whatever would stop the training: damaged data, a missing field, shapes that do not fit, idle patterns.
+        UserError: whatever would stop the training: damaged data, missing fields, wrong shapes, idle patterns.
     """
     use_compilation_cache()
     dataset, plan = open_data(config)

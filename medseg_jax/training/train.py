@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from medseg_jax import config as configs
 from medseg_jax.config import Config, Stage
-from medseg_jax.data import pipeline
+from medseg_jax.data import pipeline, synthetic
 from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
@@ -119,13 +119,9 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
 def open_data(config: Config, out: Path | None = None) -> tuple[Dataset, Plan]:
     """The data set and its plan: the run's own when resuming, else the config's, the data set's, or one made now."""
-    if not config.data:
-        raise UserError(
-            "The config names no data set", remedy="add --data FOLDER (made by medseg data convert SRC FOLDER)"
-        )
-    dataset = Dataset.open(config.data)
+    dataset = synthetic.open_data(config.data)
     candidates = [out / "plan.json"] if out else []
-    candidates += [Path(config.plan)] if config.plan else [Path(config.data) / "plan.json"]
+    candidates += [Path(config.plan)] if config.plan else [dataset.root / "plan.json"]
     for path in candidates:
         if path.exists():
             return dataset, Plan.load(path)

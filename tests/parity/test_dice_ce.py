@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +10,15 @@ import pytest
 
 from medseg_jax.losses import dice_ce
 
-GOLDEN = os.environ.get("MEDSEG_GOLDEN")
-pytestmark = pytest.mark.skipif(GOLDEN is None, reason="MEDSEG_GOLDEN (the folder of reference numbers) is not set")
-
 
 @pytest.fixture(scope="module")
-def golden():
-    root = Path(str(GOLDEN))
-    spec = importlib.util.spec_from_file_location("recipe", root / "recipe.py")
+def reference(golden):
+    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
     assert spec is not None
     assert spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    with np.load(root / "unetr" / "dice_ce.npz", allow_pickle=False) as file:
+    with np.load(golden / "unetr" / "dice_ce.npz", allow_pickle=False) as file:
         arrays = dict(file)
     meta = json.loads(str(arrays.pop("meta")))
     given = meta["inputs"]["logits"]
@@ -35,15 +29,15 @@ def golden():
 
 
 @pytest.mark.parametrize(("name", "background"), [("loss", True), ("loss_without_background", False)])
-def test_value(golden, name, background):
-    arrays, meta, logits, target = golden
+def test_value(reference, name, background):
+    arrays, meta, logits, target = reference
     smooth = meta["config"]["smooth_nr"]
     value = dice_ce(logits, target, batch=False, background=background, smooth=smooth)
     np.testing.assert_allclose(value, arrays[name], rtol=0, atol=meta["outputs"][name]["atol"])
 
 
-def test_gradient(golden):
-    arrays, meta, logits, target = golden
+def test_gradient(reference):
+    arrays, meta, logits, target = reference
     gradient = jax.grad(lambda x: dice_ce(x, target, batch=False, background=True))(logits)
     atol = meta["outputs"]["grad_logits"]["atol"]
     np.testing.assert_allclose(np.moveaxis(gradient, -1, 1), arrays["grad_logits"], rtol=0, atol=atol)

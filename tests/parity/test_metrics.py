@@ -19,7 +19,7 @@ from medseg_jax.evaluation.metrics.surface import SurfaceDistances, assd, hausdo
 FOLDER = Path(os.environ.get("MEDSEG_GOLDEN", "golden")) / "metrics"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="MEDSEG_GOLDEN does not name the folder of golden numbers")
 
-# What we leave to the packages: a score of the background, a signed ratio, SPE's overlaps (their eps shifts each value),
+# What we leave to the packages: a score of the background, a signed ratio, SPE's overlaps (their eps shifts values),
 # a correlation of masks, sums over classes.
 ELSEWHERE = re.compile(
     r".*/specificity|medpy/ravd|spe/(dice|jaccard|precision|recall|pearson)|.*/generalized_dice\w*|.*/tp_fp_tn_fn"

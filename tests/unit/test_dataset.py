@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medseg_jax.data import io
-from medseg_jax.data.dataset import Dataset, read_description, unknown_values
+from medseg_jax.data.dataset import Dataset, read_description, unknown_values, value_counts
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 PLAIN = {
@@ -350,6 +351,22 @@ def test_labels_that_json_cannot_express_are_not_written(tmp_path):
             tmp_path, "X", ("MR",), Labels(("a", "b"), ((1,), (2,)), exclusive=False), dataset.cases, ".nii.gz"
         ).save()
     assert (tmp_path / "dataset.json").read_bytes() == before
+
+
+def test_files_outside_the_folder_are_not_written(tmp_path):
+    root = folder(tmp_path / "inside")
+    dataset = Dataset.open(root)
+    for case in (replace(dataset.cases[0], id="../a"), replace(dataset.cases[0], label=tmp_path / "a.nii.gz")):
+        with pytest.raises(UserError):
+            replace(dataset, cases=(case,)).save()
+    assert Dataset.open(root) == dataset
+
+
+def test_value_counts_in_slabs():
+    label = np.arange(5_000_000, dtype=np.uint32).reshape(50, -1) % 7
+    label = label.astype(np.uint8)
+    assert value_counts(label) == {int(v): int(n) for v, n in zip(*np.unique(label, return_counts=True), strict=True)}
+    assert value_counts(np.zeros((0, 3), np.uint8)) == {}
 
 
 def test_unknown_values():

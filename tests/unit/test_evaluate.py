@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -334,6 +335,17 @@ def test_the_predictions_dataset_json_knows_the_classes(phantoms, tmp_path):
     ref = predict_perfectly(phantoms, cases, tmp_path / "ref")
     (pred / "dataset.json").write_text((phantoms.root / "dataset.json").read_text())
     assert tuple(evaluate(pred, ref, tmp_path / "out")["classes"]) == phantoms.labels.names
+
+
+def test_a_dataset_json_of_another_kind_is_noted_and_passed_over(folders, tmp_path):
+    root = tmp_path / "Task04"
+    (root / "imagesTr").mkdir(parents=True)
+    shutil.copytree(folders[1], root / "labelsTr")
+    (root / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "x"}, "training": []}))
+    summary = evaluate(folders[0], root / "labelsTr", tmp_path / "out")
+    assert "Not used" in summary["notes"][0]
+    assert tuple(summary["classes"]) == ("label 1",)
+    assert "Medical Segmentation Decathlon" in refused(folders[0], root, tmp_path / "out")
 
 
 def test_ignore_label_of_a_data_set(tmp_path):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medseg_jax.data import io
+from medseg_jax.data.nifti import contradictions
 from medseg_jax.types import Geometry, UserError
 
 AFFINE = np.array([[0, 0, -3.5, 10], [0.7, 0, 0, -20], [0, 1.2, 0, 5], [0, 0, 0, 1.0]])
@@ -132,7 +133,9 @@ def test_16_bit_picture(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     io.write_label(path, label, Geometry((2, 3), unit="px"))
     np.testing.assert_array_equal(io.read_label(path)[0], label)
-    np.testing.assert_array_equal(io.read_image(path)[0][..., 0], label)
+    image, _ = io.read_image(path)
+    np.testing.assert_array_equal(image[..., 0], label)
+    assert image.dtype == np.uint16
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -359,6 +362,26 @@ def test_sform_before_qform_before_pixdim(tmp_path):
     np.testing.assert_allclose(forms(1, 1).affine, AFFINE, atol=1e-6)
     np.testing.assert_allclose(forms(0, 1).affine, other, atol=1e-6)
     np.testing.assert_allclose(forms(0, 0).spacing, (2, 2, 2))
+
+
+def test_contradictions(tmp_path):
+    def words(sform, qform, pixdim=None):
+        def change(header):
+            header.set_sform(sform, 1)
+            header.set_qform(*((AFFINE, 0) if qform is None else (qform, 1)))
+            if pixdim:
+                header.structarr["pixdim"][1:4] = pixdim
+
+        nifti(tmp_path / "a.nii", change=change)
+        return "; ".join(contradictions(io.read_image(tmp_path / "a.nii")[1]))
+
+    moved = AFFINE + np.array([[0, 0, 0, 3.0], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert words(AFFINE, AFFINE) == words(AFFINE, None) == ""
+    assert "first voxels 5 mm apart" in words(AFFINE, moved)
+    assert "the sform is used" in words(AFFINE, moved)
+    assert "0.7 x 1.2 x 3.5 in the sform against 2 x 1.2 x 3.5 in pixdim" in words(AFFINE, None, (2, 1.2, 3.5))
+    assert "qform makes no sense" in words(AFFINE, AFFINE, (0, 1.2, 3.5))
+    assert contradictions(Geometry((4, 5))) == []
 
 
 @pytest.mark.parametrize(("code", "scale"), [(1, 1000), (2, 1), (3, 0.001), (0, 1), (7, 1)])

@@ -125,16 +125,15 @@ def test_seed_and_step_matter(data):
     assert any((first["case"] != batch(data, 0, seed=s)["case"]).any() for s in (4, 5, 6))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stream_equals_batch_at_from_any_step(data, workers):
+@pytest.mark.parametrize(("workers", "start"), [(0, 0), (0, 12345), (2, 12345)])
+def test_stream_equals_batch_at_from_any_step(data, workers, start):
     cache, dataset = data
     mix = Mix(unlabelled=2)
     options = {"sample_size": (10, 10, 10), "seed": 7}
-    for start in (0, 12345):
-        batches = stream(cache, dataset, PLAN, mix, workers=workers, start=start, **options)
-        for step in range(start, start + 5):
-            assert_equal(next(batches), batch_at(cache, dataset, PLAN, mix, step=step, **options))
-        batches.close()
+    batches = stream(cache, dataset, PLAN, mix, workers=workers, start=start, **options)
+    for step in range(start, start + 5):
+        assert_equal(next(batches), batch_at(cache, dataset, PLAN, mix, step=step, **options))
+    batches.close()
 
 
 def test_validation_has_its_own_cases(data):
@@ -302,14 +301,17 @@ def test_small_cases_are_padded_on_both_sides(data):
         assert image[~inside].max(initial=0) == 0
 
 
-def test_only_the_bytes_of_the_patch_are_read(tmp_path):
-    """A hole of 4 GB on disk: reading all of it would not fit."""
-    path = tmp_path / "image.npy"
-    shape = (1024, 1024, 1024, 1)
-    np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
-    before = path.stat().st_blocks
-    np.testing.assert_array_equal(cut(np.load(path, mmap_mode="r"), (1000, 1020, -2), (40, 8, 8)), 0)
-    assert path.stat().st_blocks <= before + 64
+def test_only_the_patch_is_read():
+    class Spy:
+        shape, dtype, reads = (1024, 1024, 1024, 1), np.dtype(np.float32), []
+
+        def __getitem__(self, key):
+            self.reads.append(key)
+            return np.ones([k.stop - k.start for k in key] + [1], np.float32)
+
+    spy = Spy()
+    assert cut(spy, (1000, 1020, -2), (40, 8, 8)).sum() == 24 * 4 * 6  # pyright: ignore[reportArgumentType]
+    assert spy.reads == [(slice(1000, 1024), slice(1020, 1024), slice(0, 6))]
 
 
 def test_each_present_class_is_drawn_equally_often():

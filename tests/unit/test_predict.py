@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -560,7 +562,7 @@ def test_plain_lines_when_piped(tmp_path, capsys):
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert lines[0].startswith(
-        "[1/2] c0: 6 x 5 x 4 after preprocessing, 2 windows of 4 x 6 x 8 at once, at most 0.00 GiB"
+        "[1/2] c0: 6 x 5 x 4 after preprocessing, 2 windows of 4 x 6 x 8; image and slabs take at most 1 MiB"
     )
     assert lines[1].startswith("[1/2] c0: 4 x 5 x 6, ")
     assert lines[2].startswith("[2/2] c1: 4 x 5 x 6, ")
@@ -629,6 +631,55 @@ def test_probabilities_asked_for_later_repeat_the_case(tmp_path):
     predict(run, source, out, save_probabilities=True, progress=False)
     predict(run, source, out, progress=False)
     assert network.calls == 2 * calls
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+sys.path.insert(0, sys.argv[1])
+from test_predict import make_run, predict
+def many(x):
+    return jnp.concatenate([x <= 10, (x > 10) & (x <= 20), x > 20] + [x < 0] * 27, -1) * jnp.float32(1)
+for folder in map(Path, sys.argv[2:]):
+    run = make_run(folder / "run", {patch}, jax.jit(many), classes=tuple(map(str, range(1, 30))), spacing={spacing})
+    predict(run, folder / "in", folder / "out", progress=False, overlap=0.25)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak_memory(patch: tuple[int, ...], spacing: tuple[float, ...] | None, *folders: Path) -> list[int]:
+    """Most bytes that a fresh process has needed after predicting each folder's images in turn, with 30 classes."""
+    code = MEASURE.format(patch=patch, spacing=spacing)
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [1024 * int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize("spacing", [None, (1.25, 1.25, 1.25)])
+def test_probabilities_of_many_classes_never_exist_as_a_whole(tmp_path, spacing):
+    small, large = random_volume(20, 40, 40), random_volume(64, 96, 160)
+    write_nifti(tmp_path / "small" / "in" / "a.nii", small)
+    write_nifti(tmp_path / "large" / "in" / "a.nii", large)
+    floor, peak = peak_memory((16, 32, 32), spacing, tmp_path / "small", tmp_path / "large")
+    assert peak - floor < 0.5 * large.size * 30 * 4, f"{(peak - floor) / 2**20:.0f} MiB"
+    if spacing is None:
+        label = np.asarray(nib.load(tmp_path / "large" / "out" / "a.nii").dataobj)
+        np.testing.assert_array_equal(label, expected_label(large))
+
+
+@pytest.mark.slow
+def test_a_whole_body_scan_of_512_x_512_x_1000_voxels_stays_below_6_gib(tmp_path):
+    slices = random_volume(512, 512, 8)
+    write_nifti(tmp_path / "in" / "a.nii", np.tile(slices, (1, 1, 125)))
+    (peak,) = peak_memory((32, 128, 128), None, tmp_path)
+    print(f"peak {peak / 2**30:.2f} GiB")
+    assert peak < 6 * 2**30, f"{peak / 2**30:.2f} GiB"  # the probabilities alone would take 29 GiB
+    label = np.asarray(nib.load(tmp_path / "out" / "a.nii").dataobj)
+    np.testing.assert_array_equal(label[..., -8:], expected_label(slices))
 
 
 # -------------------------------------------------------------------------------------------------------- command line

@@ -1,5 +1,6 @@
 """Outlines, radiological display, aspect ratio, and the contact sheet."""
 
+import os
 import subprocess
 import sys
 from itertools import permutations, product
@@ -93,8 +94,7 @@ def test_colours_are_the_same_everywhere():
 
 
 ORIENTATIONS = [
-    tuple(axes[i][flip[i]] for i in order)
-    for axes in [("LR", "PA", "IS")]
+    tuple(("LR", "PA", "IS")[i][flip[i]] for i in order)
     for order in permutations(range(3))
     for flip in product((0, 1), repeat=3)
 ]
@@ -157,7 +157,7 @@ def test_aspect_ratio_follows_spacing():
 
 def test_a_growing_mask_keeps_its_edges():
     masks = scale(np.zeros((9, 9)), square()[None], (1, 1), 90)[1]
-    assert (masks[0] == np.kron(square(), np.ones((10, 10))) > 0).all()
+    assert (masks[0] == np.kron(square(), np.ones((10, 10)))).all()
 
 
 def test_a_shrinking_mask_keeps_its_smallest_part():
@@ -235,8 +235,7 @@ def test_no_display_and_no_pyplot_are_needed(tmp_path):
         f"preview(make_phantoms({str(tmp_path / 'd')!r}, cases=3, size=16), {str(tmp_path / 'x.png')!r}, size=40);"
         "assert 'matplotlib.pyplot' not in sys.modules; assert 'jax' not in sys.modules"
     )
-    root = str(Path(__file__).parents[2])
-    subprocess.run(
-        [sys.executable, "-c", script], check=True, env={"MPLBACKEND": "TkAgg", "PYTHONPATH": root}, cwd=root
-    )
+    env = os.environ | {"MPLBACKEND": "TkAgg", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env.pop("DISPLAY", None)
+    subprocess.run([sys.executable, "-c", script], check=True, env=env)
     assert (tmp_path / "x.png").exists()

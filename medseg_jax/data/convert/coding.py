@@ -167,7 +167,7 @@ def _one_file_per_class(
     }
     overlapping = options.multilabel or (bool(shared) and not options.exclusive)
     names = [name for name, _ in chosen]
-    labels = Labels.overlapping(*names) if overlapping else Labels.simple(*names)
+    labels = _labels(names, replace(options, multilabel=overlapping))
     readings, notes = {}, []
     for number, (name, keys) in enumerate(chosen, start=1):
         for domain, tag in (key for key in study.surveys if key[1] in keys):
@@ -209,7 +209,7 @@ def _mind_missing_folders(there: dict[str, dict[str, Path]], tags: list[str]) ->
         if shared:
             choices.append(("classes that every domain has", {"classes": ",".join(shared)}))
         if complete:
-            choices.append((f"{complete[0]} alone, with all classes", {"images": f"*{complete[0]}/*"}))
+            choices.append((f"{complete[0]} alone, with all classes", {"domains": complete[0]}))
         raise Ambiguous(
             f"Nobody outlined {', '.join(missing)} in the domain {domain}",
             choices or [("fewer classes", {"classes": "..."})],
@@ -280,6 +280,10 @@ def _one_file(study: Study, options: Options, classes: list[tuple[str, tuple[str
     return _values(union(list(kept.values())), surveys, options, classes, layout)
 
 
+def _labels(names: list[str], options: Options) -> Labels:
+    return Labels.overlapping(*names) if options.multilabel else Labels.simple(*names)
+
+
 def _without_ignored(survey: Survey, ignore: int | None) -> Survey:
     return replace(survey, voxels=type(survey.voxels)({v: n for v, n in survey.voxels.items() if v != ignore}))
 
@@ -296,7 +300,9 @@ def _values(
     if not given:
         _refuse_unlikely_classes(total, values)
         given = [(f"class_{value}", (value,)) for value in values]
-    number = {value: i for i, (_, vs) in enumerate(given, start=1) for value in vs}
+    background = next((vs for name, vs in given if name == "background"), (0,))
+    given = [(name, vs) for name, vs in given if name != "background"]
+    number = dict.fromkeys(background, 0) | {value: i for i, (_, vs) in enumerate(given, start=1) for value in vs}
     if unknown := [value for value in values if value not in number]:
         raise UserError(
             "The masks hold values that no class stands for",
@@ -305,8 +311,8 @@ def _values(
             expected=", ".join(f"{name}={'+'.join(map(str, vs))}" for name, vs in given),
             remedy=f"--ignore {unknown[0]}, or name it in --classes (values of one class are joined by +)",
         )
-    reading = Reading(table=((0, 0), *number.items()), ignored=options.ignore)
-    labels = Labels.simple(*(name for name, _ in given))
+    reading = Reading(table=tuple(number.items()), ignored=options.ignore)
+    labels = _labels([name for name, _ in given], options)
     notes = [("encoding", f"one value per class: {', '.join(map(str, values))}")]
     if not classes and not layout.names:
         notes.append(("names", "not known; --classes " + ",".join(f"NAME={value}" for value in values)))
@@ -327,6 +333,12 @@ def _values_of_classes(
             )
         # Values that happen to be absent here still count: 1, 2, 3 stand for the first, second, third name.
         small = not values or values[-1] <= len(classes)
+        if not small and len(classes) > len(values):
+            raise UserError(
+                "--classes names more classes than the masks hold",
+                found=f"{len(classes)} names, values {', '.join(map(str, values))}",
+                remedy="--classes " + ",".join(f"{name}=VALUE" for name, _ in classes),
+            )
         numbers = range(1, len(classes) + 1) if small else values
         return [(name, (value,)) for (name, _), value in zip(classes, numbers, strict=True)]
     try:
@@ -372,6 +384,9 @@ def _colours(study: Study, options: Options, classes: list[tuple[str, tuple[str,
         if not plain:
             named = ",".join(f"NAME={name_colour(c)}" for c in shown[:8])
             choices.insert(0, ("a class for each colour", {"classes": named}))
+        else:
+            coloured = [domain for (domain, _), survey in study.surveys.items() if survey.coloured]
+            choices.append(("the coloured ones alone", {"domains": ",".join(coloured)}))
         raise Ambiguous(
             "The masks are coloured: what do the colours stand for?"
             if not plain
@@ -385,10 +400,11 @@ def _colours(study: Study, options: Options, classes: list[tuple[str, tuple[str,
             "Colours cannot tell the classes where masks are black and white",
             file=total.coloured,
             found=f"coloured masks beside black and white ones in {', '.join(plain)}",
-            remedy="--classes NAME joins all colours, or convert the coloured domain alone",
+            remedy="--classes NAME joins all colours; --domains chooses the coloured ones",
         )
-    palette = [(black, 0)]
-    for number, (_, keys) in enumerate(classes, start=1):
+    dark = [key for name, keys in classes if name == "background" for key in keys] or ["#000000"]
+    palette = [(parse_colour(key), 0) for key in dark]
+    for number, (_, keys) in enumerate((c for c in classes if c[0] != "background"), start=1):
         palette += [(parse_colour(key), number) for key in keys]
     named = np.array([colour for colour, _ in palette], int)
     far = [c for c in shown if np.abs(named - np.array(c)).sum(-1).min() > 96]
@@ -400,7 +416,7 @@ def _colours(study: Study, options: Options, classes: list[tuple[str, tuple[str,
             expected=found,
             remedy="name them in --classes; colours of one class are joined by +",
         )
-    labels = Labels.simple(*(name for name, _ in classes))
+    labels = _labels([name for name, _ in classes if name != "background"], options)
     reading = Reading(palette=tuple(palette))
     notes = (("encoding", f"one colour per class: {found}; what lies between takes the nearest"),)
     return Coding(labels, dict.fromkeys(study.surveys, reading), notes)

@@ -96,8 +96,8 @@ class Survey:
 
 
 def _count_values(mask: np.ndarray) -> tuple[list[int], list[int]]:
-    if mask.dtype == np.uint8:
-        counts = np.bincount(mask.ravel(), minlength=256)
+    if mask.dtype in (np.uint8, np.uint16):
+        counts = np.bincount(mask.ravel())
         values = np.flatnonzero(counts)
         return values.tolist(), counts[values].tolist()
     values, counts = np.unique(mask, return_counts=True)
@@ -256,7 +256,7 @@ def threshold_of(survey: Survey, options: Options) -> tuple[float, str]:
         )
     _refuse_mixture(survey)
     grey = sum(count for value, count in survey.voxels.items() if 32 < value < 224) / sum(survey.voxels.values())
-    if grey > 0.2 and len(values) > 8:
+    if grey > 0.5 and len(values) > 8:
         raise UserError(
             "These masks look like ordinary images",
             file=survey.first[values[-1]],

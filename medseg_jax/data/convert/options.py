@@ -26,6 +26,14 @@ COLOURS = {
 }
 
 
+CONTRADICTIONS = (
+    ("multilabel", "exclusive"),
+    ("empty", "unlabelled"),
+    ("instances", "threshold"),
+    ("resize_labels", "same_grid"),
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """Every option has a default that is decided from the files; say it only where the decision is not the right one.
@@ -37,7 +45,7 @@ class Options:
         masks: where the masks are, likewise; several separated by commas.
         classes: names of the classes: "lesion" (all foreground is one class), "disc,cup" (in order), or with what each
             stands for in the source: "rv=1,myo=2" (values), "polyp=red,other=#00ff00" (colours), "disc=od" (folders or
-            name endings); "a=1+2" joins two.
+            name endings); "a=1+2" joins two. "background=255" if it is not 0 or black.
         threshold: a mask's foreground is what lies above this value; 127 for 0..255 by default.
         invert: foreground is what lies at or below the threshold.
         multilabel: store the classes so that they may overlap, even where these files do not.
@@ -46,6 +54,7 @@ class Options:
         empty: an image without any mask file shows none of the classes.
         unlabelled: an image without any mask file is an unlabelled case.
         domain_from: regular expression on the path of an image; its group (or the whole match) is the domain.
+        domains: only these, separated by commas.
         patient_from: likewise for the patient.
         split: "every-5" (patients sorted, first of each five validates), "last-4" (the last four patients validate),
             "folders", or files: "train=a.list,val=b.list,test=c.list".
@@ -55,7 +64,8 @@ class Options:
         spacing: millimetres between voxels along each array axis, for arrays that do not say; "2.5,0.7,0.7".
         axes: order of the axes of h5/npz/npy volumes; the shortest is the slice axis by default.
         reference: channel whose grid is kept where the channels of a case lie on different grids.
-        resize_labels: bring masks of another size onto the image by nearest neighbour.
+        resize_labels: bring masks that lie on another grid onto the image by nearest neighbour.
+        same_grid: where mask and image have the same shape, their voxels belong together whatever the headers say.
         roi: folder with fields of view; what lies outside is given the ignore label.
         limit: at most so many cases of each domain and split.
         overwrite: replace an existing target.
@@ -75,6 +85,7 @@ class Options:
     empty: bool = False
     unlabelled: bool = False
     domain_from: str | None = None
+    domains: str | None = None
     patient_from: str | None = None
     split: str | None = None
     test_domain: str | None = None
@@ -84,6 +95,7 @@ class Options:
     axes: Literal["auto", "zyx", "xyz"] = "auto"
     reference: str | None = None
     resize_labels: bool = False
+    same_grid: bool = False
     roi: str | None = None
     limit: int | None = None
     overwrite: bool = False
@@ -102,7 +114,7 @@ class Options:
                 close = difflib.get_close_matches(name, known, n=1)
                 raise UserError("Unknown option", found=name, expected=f"did you mean {close[0]}?" if close else known)
         options = cls(**given)  # pyright: ignore[reportArgumentType]
-        for one, other in (("multilabel", "exclusive"), ("empty", "unlabelled"), ("instances", "threshold")):
+        for one, other in CONTRADICTIONS:
             if getattr(options, one) and getattr(options, other):
                 flags = f"{flag(one)} and {flag(other)}"
                 raise UserError("Two options contradict each other", found=flags, expected="one of them")
@@ -158,9 +170,10 @@ def parse_classes(text: str | None) -> list[tuple[str, tuple[str, ...]]]:
         name, _, keys = part.partition("=")
         classes.append((name.strip(), tuple(key.strip() for key in keys.split("+")) if keys else ()))
     names = [name for name, _ in classes]
-    if len(set(names)) < len(names) or {"background", "ignore", ""} & set(names):
+    unnamed = "background" in dict(classes) and not dict(classes)["background"]
+    if len(set(names)) < len(names) or unnamed or {"ignore", ""} & set(names):
         raise UserError(
-            "--classes needs different names, none of them empty, 'background' or 'ignore'",
+            "--classes needs different names, none of them empty or 'ignore', and 'background' only with a value",
             found=text,
             expected="lesion  or  disc,cup  or  rv=1,myo=2",
             remedy="join values or colours by +: polyp=red+green" if len(set(names)) < len(names) else None,

@@ -4,16 +4,18 @@ Every folder on a file's path says one of four things: role (images, masks, fov)
 own below the masks, or masks_<class>), or, if images have it too, domain. What all images have in common says nothing.
 """
 
+import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from medseg_jax.data import io
 from medseg_jax.data.convert.found import Found, Layout, Mask
-from medseg_jax.data.convert.options import Ambiguous, Options
-from medseg_jax.data.convert.words import IMAGE, MASK, RATERS, ROI, SPLITS, match, natural, plain, read_name, remainder
+from medseg_jax.data.convert.options import Ambiguous, Options, count
+from medseg_jax.data.convert.words import IMAGE, MASK, RATERS, ROI, match, natural, plain, read_name, remainder
 from medseg_jax.types import UserError
 
 
@@ -41,9 +43,12 @@ def find_pairs(src: Path, files: Sequence[Path], options: Options) -> Layout:
         UserError: no images, no masks, masks without an image, or images without a mask.
         Ambiguous: several masks for one image and class.
     """
-    pieces = _assign_roles([_read_piece(src, path, options) for path in files])
+    above = len(os.path.commonpath([path.parent.relative_to(src) / "x" for path in files]).split(os.sep))
+    pieces = _assign_roles([_read_piece(src, path, options, above) for path in files])
     images, masks, rois = ([p for p in pieces if p.role == role] for role in (IMAGE, MASK, ROI))
     _require_both(src, images, masks, options)
+    if options.roi and not rois:
+        raise UserError("--roi names no folder", file=src, found=options.roi)
     shared = set.intersection(*(set(p.place) for p in images))
     groups: dict[tuple[str, ...], list[Piece]] = defaultdict(list)
     for piece in images:
@@ -70,11 +75,12 @@ def find_pairs(src: Path, files: Sequence[Path], options: Options) -> Layout:
 # --------------------------------------------------------------------------------------------------- what paths say
 
 
-def _read_piece(src: Path, path: Path, options: Options) -> Piece:
+def _read_piece(src: Path, path: Path, options: Options, above: int) -> Piece:
+    """`above`: so many folders hold everything, and say no role whatever they are called."""
     relative = path.relative_to(src)
     folders = relative.parts[:-1]
     words = [read_name(folder) for folder in folders]
-    at = max((i for i, word in enumerate(words) if word.role), default=None)
+    at = max((i for i, word in enumerate(words) if word.role and i >= above), default=None)
     role = words[at].role if at is not None else None
     for name, meant in ((options.images, IMAGE), (options.masks, MASK), (options.roi, ROI)):
         if name is None:
@@ -198,6 +204,10 @@ def _domain_of(place: tuple[str, ...], groups: Iterable[tuple[str, ...]]) -> tup
 # ---------------------------------------------------------------------------------------- folders of cases: by name
 
 
+type Tagged = tuple[Piece, tuple[str, ...], str, str]
+"""Mask, its domain, its class by folder, what the name of the mask folder says more."""
+
+
 def _pair_by_name(
     src: Path,
     groups: dict[tuple[str, ...], list[Piece]],
@@ -206,37 +216,42 @@ def _pair_by_name(
     shared: set[str],
 ) -> tuple[list[Found], bool, list[tuple[str, str]]]:
     """Pairs each domain and split on its own, so that equal names in two of them do not meet."""
-    tagged = [(m, *_class_of(_without(m.place, shared), m, groups)) for m in masks]  # mask, domain, class, variant
-    cases, rules, pairs = [], Counter(), []
-    for domain, pieces in sorted(groups.items(), key=lambda item: [natural(part) for part in item[0]]):
-        for split in sorted({p.split for p in pieces}, key=lambda s: list(SPLITS.values()).index(s) if s else -1):
-            members = [p for p in pieces if p.split == split]
-            own = [t for t in tagged if t[1] == domain and t[0].split in ("", split)]
-            names = _channel_groups(members, [t[0].stem for t in own])
-            stems = sorted(names, key=natural)
-            matching = match(stems, [t[0].stem for t in own], [f"{t[2]}/{t[3]}" for t in own])
-            lonely = [own[i][0] for i in range(len(own)) if i not in matching.found]
-            if lonely and split in {m.split for m in lonely} | {""}:
-                _refuse_lonely(src, lonely, stems)
-            rules[matching.rule] += len(matching.found)
-            fields = match(stems, roi := [r.stem for r in rois if _in(r, domain, shared, split)], [""] * len(roi))
-            roi_paths = [r.path for r in rois if _in(r, domain, shared, split)]
-            roi_of = {image: roi_paths[i] for i, (image, _) in fields.found.items()}
-            first = len(cases)
-            for i, stem in enumerate(stems):
-                title = plain("_".join(domain)) if domain else ""
-                cases.append(Found(stem, names[stem], (), False, title, split=split, roi=roi_of.get(i)))
-            pairs += [(first + i, ending, *own[m]) for m, (i, ending) in matching.found.items()]
+    tagged: list[Tagged] = [(m, *_class_of(_without(m.place, shared), m, groups)) for m in masks]
+    fields = [(r, _domain_of(_without(r.place, shared), groups)) for r in rois]
+    cases: list[Found] = []
+    pairs: list[Pair] = []
+    rules: Counter[str] = Counter()
+    for domain, split, images in _batches(groups):
+        own = [t for t in tagged if t[1] == domain and t[0].split in ("", split)]
+        files = _channel_groups(images, [t[0].stem for t in own])
+        stems = sorted(files, key=natural)
+        matching = match(stems, [t[0].stem for t in own], [f"{t[2]}/{t[3]}" for t in own])
+        rules[matching.rule] += len(matching.found)
+        pairs += [(len(cases) + i, ending, *own[m]) for m, (i, ending) in matching.found.items()]
+        roi_of = _match_fields(stems, [r for r, d in fields if d == domain and r.split in ("", split)])
+        title = plain("_".join(domain)) if domain else ""
+        cases += [Found(s, files[s], (), False, title, split=split, roi=roi_of.get(i)) for i, s in enumerate(stems)]
+    _refuse_lonely(src, masks, [pair[2] for pair in pairs], cases)
     kept, notes = _resolve_tags(pairs, cases)
     for index, mask in kept:
         cases[index] = replace(cases[index], masks=(*cases[index].masks, mask), labelled=True)
-    rule = "; ".join(f"{count} by: {rule}" for rule, count in rules.items() if count)
-    instances = any(count > 1 for case in cases for count in Counter(m.tag for m in case.masks).values())
+    rule = "; ".join(f"{number} by: {rule}" for rule, number in rules.items() if number)
+    instances = any(number > 1 for case in cases for number in Counter(m.tag for m in case.masks).values())
     return cases, instances, [("masks", rule), *notes]
 
 
-def _in(piece: Piece, domain: tuple[str, ...], shared: set[str], split: str) -> bool:
-    return set(domain) <= set(_without(piece.place, shared)) and piece.split in ("", split)
+def _batches(groups: dict[tuple[str, ...], list[Piece]]) -> Iterator[tuple[tuple[str, ...], str, list[Piece]]]:
+    """Images of one domain and split at a time."""
+    order = ["", "train", "val", "test"]
+    for domain, pieces in sorted(groups.items(), key=lambda item: [natural(part) for part in item[0]]):
+        for split in sorted({p.split for p in pieces}, key=order.index):
+            yield domain, split, [p for p in pieces if p.split == split]
+
+
+def _match_fields(stems: list[str], rois: list[Piece]) -> dict[int, Path]:
+    """Image index -> field of view."""
+    found = match(stems, [r.stem for r in rois], [""] * len(rois)).found
+    return {image: rois[i].path for i, (image, _) in found.items()}
 
 
 def _class_of(
@@ -244,7 +259,7 @@ def _class_of(
 ) -> tuple[tuple[str, ...], str, str]:
     """Domain of a mask; class that a folder below the mask folder names; what the mask folder's own name says more."""
     domain = _domain_of(place, groups)
-    folders = [part for part in _without(mask.folders, domain) if part in place]
+    folders = [re.sub(r"^\d+[._ -]+", "", part) for part in _without(mask.folders, domain) if part in place]
     variant = mask.tag if mask.tag in place and mask.tag not in domain else ""
     return domain, plain("_".join(folders)) if folders else "", variant
 
@@ -271,15 +286,18 @@ def _channel_groups(images: list[Piece], masks: list[str]) -> dict[str, tuple[Pa
     return {stem: tuple(paths) for stem, paths in groups.items()}
 
 
-def _refuse_lonely(src: Path, masks: list[Piece], stems: list[str]) -> None:
-    raise UserError(
-        f"{len(masks)} masks have no image",
-        file=masks[0].path,
-        found=", ".join(sorted((m.stem for m in masks), key=natural)[:5]),
-        expected=f"images called {', '.join(stems[:5])} ...",
-        remedy=f"--masks {masks[0].path.parent.relative_to(src).as_posix() or 'PATTERN'} (a folder or pattern), "
-        "or put the images beside them",
-    )
+def _refuse_lonely(src: Path, masks: list[Piece], matched: list[Piece], cases: list[Found]) -> None:
+    used = {piece.path for piece in matched}
+    lonely = [mask for mask in masks if mask.path not in used]
+    if lonely:
+        folder = lonely[0].path.parent.relative_to(src).as_posix()
+        raise UserError(
+            f"{len(lonely)} of {count(len(masks), 'mask')} belong to no image",
+            file=lonely[0].path,
+            found=", ".join(sorted((m.stem for m in lonely), key=natural)[:5]),
+            expected=f"images called {', '.join(case.name for case in cases[:5])} ...",
+            remedy=f"--masks FOLDER or PATTERN names the masks that are meant (these lie in {folder})",
+        )
 
 
 type Pair = tuple[int, str, Piece, tuple[str, ...], str, str]
@@ -348,7 +366,7 @@ def _mind_unmatched(src: Path, cases: list[Found], options: Options) -> list[Fou
     if without and not options.unlabelled:
         names = [case.file.relative_to(src).as_posix() for case in without]
         raise Ambiguous(
-            f"{len(without)} of {len(cases)} images have no mask",
+            f"{len(without)} of {count(len(cases), 'image')} have no mask",
             [
                 ("they are unlabelled cases", {"unlabelled": True}),
                 ("nothing is to be seen on them", {"empty": True}),

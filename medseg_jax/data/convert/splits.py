@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from medseg_jax.data import io
-from medseg_jax.data.convert.found import Found
+from medseg_jax.data.convert.found import Found, Layout
 from medseg_jax.data.convert.options import Options, flag
 from medseg_jax.data.convert.words import SPLITS, natural, plain
 from medseg_jax.types import UserError
@@ -27,25 +27,37 @@ PATIENT_PATTERNS = (
 )
 
 
-def assign(src: Path, cases: Sequence[Found], options: Options) -> tuple[list[Found], Notes]:
+def assign(src: Path, layout: Layout, options: Options) -> tuple[list[Found], Notes]:
     """Fills in domain, patient, split and a unique name for each case.
 
     Raises:
         UserError: a pattern that does not fit, a list that names nobody, a patient in two splits.
     """
     notes: Notes = []
-    found = list(cases)
+    found = list(layout.cases)
+    described = layout.labels is not None
     if options.domain_from:
         found = [replace(c, domain=plain(_extract(src, c, "domain_from", options.domain_from))) for c in found]
-    found = _name(found)
-    found, text = _assign_patients(src, found, options)
-    notes += [("patients", text)] if text else []
+    found = _name(_choose_domains(found, options), keep=described)
+    if options.patient_from or not described:
+        found, text = _assign_patients(src, found, options)
+        notes += [("patients", text)] if text else []
     found, text = _assign_splits(src, found, options)
     notes.append(("split", text))
     if options.test_domain is not None:
         found = _hold_out(found, options.test_domain)
         notes.append(("test set", f"domain {options.test_domain}"))
     return found, notes
+
+
+def _choose_domains(cases: list[Found], options: Options) -> list[Found]:
+    if options.domains is None:
+        return cases
+    wanted = [name.strip() for name in options.domains.split(",")]
+    known = sorted({case.domain for case in cases})
+    if missing := [name for name in wanted if name not in known]:
+        raise UserError("--domains names no domain", found=", ".join(missing), expected=", ".join(known))
+    return [case for case in cases if case.domain in wanted]
 
 
 def _extract(src: Path, case: Found, option: str, pattern: str) -> str:
@@ -58,9 +70,9 @@ def _extract(src: Path, case: Found, option: str, pattern: str) -> str:
     return next((group for group in match.groups() if group), match[0])
 
 
-def _name(cases: list[Found]) -> list[Found]:
+def _name(cases: list[Found], keep: bool) -> list[Found]:
     """Plain, unique names: the file's own, with the domain before it if there are several."""
-    several = len({case.domain for case in cases}) > 1
+    several = len({case.domain for case in cases}) > 1 and not keep
     named = [f"{c.domain}_{c.name}" if several and c.domain else c.name for c in cases]
     if len(set(named)) < len(named):
         named = [f"{c.split}_{name}" if c.split else name for c, name in zip(cases, named, strict=True)]

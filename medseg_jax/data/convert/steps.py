@@ -17,6 +17,7 @@ from medseg_jax.data.convert.options import Options, count
 from medseg_jax.data.convert.splits import assign, limit
 from medseg_jax.data.convert.write import Writer, check_target, choose_channels, choose_ending, target, write_dataset
 from medseg_jax.data.dataset import Dataset
+from medseg_jax.types import UserError
 
 
 def run(src: Path, dst: Path, options: Options) -> Dataset:
@@ -25,9 +26,12 @@ def run(src: Path, dst: Path, options: Options) -> Dataset:
     console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
 
     layout = recognise(src, options)
-    everyone, decisions = assign(src, layout.cases, options)
+    if options.reference and layout.reference is None:
+        raise UserError("--reference is for a folder per case with a file per channel", file=src, found=layout.kind)
+    everyone, decisions = assign(src, layout, options)
     cases = limit(everyone, options)
-    study = study_masks(_progress(console, cases, "reading masks"), layout, options)
+    read = [] if layout.labels else cases
+    study = study_masks(_progress(console, read, "reading masks"), layout, options)
     coding = decide(study, everyone, layout, options)
     channels = choose_channels(cases, layout, options)
     ending = choose_ending(cases, layout)
@@ -35,7 +39,7 @@ def run(src: Path, dst: Path, options: Options) -> Dataset:
     show(console, src, decisions)
 
     with target(dst) as root:
-        writer = Writer(root, ending, len(channels), layout, coding, options)
+        writer = Writer(root, ending, len(channels), cases[0], layout, coding, options)
         written = [writer.write(case) for case in _progress(console, cases, "writing")]
         decisions += _afterwards(writer)
         write_dataset(root, options.name or src.resolve().name, channels, written, writer, decisions)

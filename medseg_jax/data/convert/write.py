@@ -13,7 +13,7 @@ from medseg_jax.data import geometry as space
 from medseg_jax.data import io
 from medseg_jax.data.convert.coding import Coding
 from medseg_jax.data.convert.found import Found, Layout
-from medseg_jax.data.convert.options import Options, parse_numbers
+from medseg_jax.data.convert.options import Ambiguous, Options, parse_numbers
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.types import Case, Geometry, UserError
 
@@ -162,12 +162,17 @@ def read_channels(case: Found, layout: Layout) -> tuple[np.ndarray, Geometry]:
 class Writer:
     """Writes cases below `root`; remembers what it did to their files."""
 
-    def __init__(self, root: Path, ending: str, channels: int, layout: Layout, coding: Coding, options: Options):
+    def __init__(
+        self, root: Path, ending: str, channels: int, sample: Found, layout: Layout, coding: Coding, options: Options
+    ):
         self.root, self.ending, self.channels = root, ending, channels
         self.layout, self.coding, self.options = layout, coding, options
         self.spacing = parse_numbers("spacing", options.spacing)
+        if self.spacing and (ending != ".nii.gz" or io.SUFFIXES[io.suffix(sample.file)] == "nifti"):
+            found = "NIfTI files say it themselves" if ending == ".nii.gz" else "pictures have none"
+            raise UserError("--spacing is for arrays", file=sample.file, found=found)
         self.units: set[str] = set()
-        self.copied = self.resized = self.ignored = 0
+        self.resized = self.ignored = 0
 
     def write(self, case: Found) -> Case:
         """Writes image and label of one case.
@@ -189,13 +194,11 @@ class Writer:
 
     def _write_images(self, case: Found, folder: Path) -> tuple[tuple[Path, ...], Geometry, tuple[int, ...] | None]:
         """Paths, geometry as written, and the order of axes that brought the array there (None: as read)."""
-        if len(case.images) == 1 and self._can_copy(case.file):
-            path = folder / f"{case.name}_0000{self.ending}"
-            _, geometry = io.read_image(case.file)
-            shutil.copyfile(case.file, path)
-            self.copied += 1
-            return (path,), geometry, None
         image, geometry = read_channels(case, self.layout)
+        if len(case.images) == 1 and self._can_copy(case.file, image):
+            path = folder / f"{case.name}_0000{self.ending}"
+            shutil.copyfile(case.file, path)
+            return (path,), geometry, None
         if image.shape[-1] == 1 and self.channels == 3:
             image = np.repeat(image, 3, -1)  # [h, w, 3]
         if image.shape[-1] != self.channels:
@@ -219,15 +222,15 @@ class Writer:
             io.write_image(path, image[..., i : i + 1], geometry)
         return paths, geometry, turn
 
-    def _can_copy(self, path: Path) -> bool:
-        """Bytes are kept where they already are what the data set wants."""
-        if path.suffix == ".gz" and self.ending == ".nii.gz" and path.name.endswith(".nii.gz"):
-            return self.channels == 1
-        if io.suffix(path) != self.ending or self.ending != ".png" or path.suffix != ".png":
+    def _can_copy(self, path: Path, image: np.ndarray) -> bool:
+        """Bytes are kept where the file says exactly this already: no palette, transparency or rotation."""
+        if image.shape[-1] != self.channels or not path.name.endswith(self.ending):
             return False
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) != 1
-            return not turned and (image.mode, self.channels) in (("L", 1), ("RGB", 3), ("I;16", 1))
+        if self.ending == ".nii.gz":
+            return self.channels == 1
+        with Image.open(path) as stored:
+            same_mode = (stored.mode, self.channels) in (("L", 1), ("RGB", 3), ("I;16", 1))
+            return self.ending == ".png" and same_mode and np.array_equal(np.atleast_3d(np.asarray(stored)), image)
 
     def _axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Order that brings a bare volume to [d, h, w]: the shortest axis is the slice axis."""
@@ -252,8 +255,7 @@ class Writer:
         if case.masks:
             label, found = self.coding.encode(case, self.layout, self.options)
             label = label.transpose(turn) if turn is not None else label
-            if tuple(label.shape) != tuple(geometry.shape):
-                label = self._resize(case, label, found, geometry)
+            label = self._place_label(case, label, found, geometry, turn)
         else:
             label = np.zeros(geometry.shape, np.uint8)
         ignore = self.coding.labels.ignore
@@ -263,21 +265,37 @@ class Writer:
             self.ignored += 1
         return label
 
-    def _resize(self, case: Found, label: np.ndarray, found: Geometry, geometry: Geometry) -> np.ndarray:
+    def _place_label(
+        self, case: Found, label: np.ndarray, found: Geometry, geometry: Geometry, turn: tuple[int, ...] | None
+    ) -> np.ndarray:
+        """Label on the image's grid; anything but the same grid needs the user's word."""
+        if tuple(label.shape) == tuple(geometry.shape) and (turn is not None or self.options.same_grid):
+            return label
+        differences = space.same_space(found, geometry) if turn is None else ["another shape"]
+        if not differences:
+            return label
+        same_shape = tuple(label.shape) == tuple(geometry.shape)
         if not self.options.resize_labels:
-            raise UserError(
-                "The mask has another size than its image",
+            choices: list[tuple[str, dict[str, object]]] = [
+                ("masks are brought onto their images by nearest neighbour", {"resize_labels": True})
+            ]
+            if same_shape:
+                choices.append(("the headers are wrong, the voxels belong together", {"same_grid": True}))
+            sizes = f"mask {' x '.join(map(str, label.shape))}, image {' x '.join(map(str, geometry.shape))}"
+            raise Ambiguous(
+                "The mask does not lie where its image lies"
+                if same_shape
+                else "The mask has another size than its image",
+                choices,
                 file=case.masks[0].path,
-                found=f"mask {' x '.join(map(str, label.shape))}, image {' x '.join(map(str, geometry.shape))}",
-                remedy="--resize-labels brings masks onto their images by nearest neighbour",
+                found="; ".join(differences) if same_shape else sizes,
             )
         self.resized += 1
-        if found.unit == geometry.unit == "mm":
+        if turn is None and found.unit == geometry.unit == "mm":
             return space.resample_to(label[..., None], found, geometry, order="nearest")[..., 0]
         pad = (None,) * (3 - label.ndim)
-        shape = (1,) * len(pad) + tuple(geometry.shape)
         volume = label[*pad, ..., None]  # [d, h, w, 1]
-        return space.resample(volume, shape, "nearest").reshape(geometry.shape)
+        return space.resample(volume, (1,) * len(pad) + tuple(geometry.shape), "nearest").reshape(geometry.shape)
 
     def _field_of_view(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
         """True inside; palettes are read as the colours a person sees."""

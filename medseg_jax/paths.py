@@ -1,0 +1,11 @@
+"""Where this package keeps what it can make again: preprocessed cases, compiled programs, embedded phantoms."""
+
+import os
+from pathlib import Path
+
+
+def cache_home() -> Path:
+    """$MEDSEG_CACHE, else $XDG_CACHE_HOME/medseg_jax, else ~/.cache/medseg_jax."""
+    if own := os.environ.get("MEDSEG_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medseg_jax"
