@@ -6,6 +6,9 @@ Parameters are float32; `dtype` is the compute dtype. No block holds random stat
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from functools import partial
+from functools import partial
 from typing import Literal
 
 import jax
@@ -23,7 +26,7 @@ LEAKY_SLOPE = 0.01
 
 def leaky_relu(x: Array) -> Array:
     """max(x, 0.01 x), nnU-Net's activation."""
-    return jnp.maximum(x, LEAKY_SLOPE * x)
+    return _leaky(x, LEAKY_SLOPE)
 
 
 def he_normal(key: Array, shape: Sequence[int], fan: int) -> Array:
@@ -88,51 +91,91 @@ class ConvTranspose(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Instance, batch or group normalisation with a learned scale and bias; statistics in float32.
+    """Instance, batch or group normalisation with a learned scale and bias, and a leaky ReLU if `slope` < 1.
 
-    Batch normalisation keeps running statistics (`nnx.BatchStat`, momentum 0.1 as in PyTorch, unbiased variance) and
-    uses them unless `train`. Under `jit` with a sharded batch its means run over the whole batch: no axis name.
+    Statistics are float32. Batch normalisation keeps running ones (`nnx.BatchStat`; momentum 0.1 and unbiased variance,
+    as PyTorch) and uses them unless `train`. Under `jit` with a sharded batch its means run over the whole batch.
     """
 
-    def __init__(self, kind: NormKind, channels: int, *, groups: int = 8, eps: float = 1e-5):
+    def __init__(self, kind: NormKind, channels: int, *, groups: int = 8, eps: float = 1e-5, slope: float = 1.0):
         if kind not in ("instance", "batch", "group"):
             raise UserError("Unknown normalisation", found=kind, expected='"instance", "batch" or "group"')
         if kind == "group" and channels % groups:
             raise UserError("Channels do not divide into groups", found=channels, expected=f"a multiple of {groups}")
-        self.kind, self.groups, self.eps = kind, groups, eps
+        self.kind, self.groups, self.eps, self.slope = kind, groups, eps, slope
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
         if kind == "batch":
             self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
 
     def __call__(self, x: Float[Array, "b *s c"], train: bool = False) -> Float[Array, "b *s c"]:
-        if self.kind == "batch" and not train:
-            return self._affine(x, self.mean[...], self.var[...])
+        scale, bias = self.scale[...], self.bias[...]
+        if self.kind == "instance":
+            return normalise(x, scale, bias, tuple(range(1, x.ndim - 1)), self.eps, self.slope)[0]
         if self.kind == "group":
-            b, *s, c = x.shape
-            x32 = x.astype(jnp.float32).reshape(b, *s, self.groups, c // self.groups)  # [b, *s, g, c/g]
-            axes = (*range(1, x.ndim - 1), x32.ndim - 1)
-            mean = jnp.repeat(x32.mean(axes), c // self.groups, -1)  # [b, c]
-            var = jnp.repeat(x32.var(axes), c // self.groups, -1)
-        else:
-            x32 = x.astype(jnp.float32)
-            axes = tuple(range(self.kind == "instance", x.ndim - 1))
-            mean, var = x32.mean(axes), x32.var(axes)  # [b, c] or [c]
-        if self.kind == "batch":
-            n = math.prod(x.shape[:-1])
-            self.mean[...] += 0.1 * (mean - self.mean[...])
-            self.var[...] += 0.1 * (var * (n / max(n - 1, 1)) - self.var[...])
-        return self._affine(x, mean, var)
+            grouped = (self.groups, x.shape[-1] // self.groups)
+            axes = (*range(1, x.ndim - 1), x.ndim)
+            parts = x.reshape(*x.shape[:-1], *grouped)  # [b, *s, g, c / g]
+            y, *_ = normalise(parts, scale.reshape(grouped), bias.reshape(grouped), axes, self.eps, self.slope)
+            return y.reshape(x.shape)
+        if not train:
+            rate = scale * jax.lax.rsqrt(self.var[...] + self.eps)
+            return _leaky(x * rate + (bias - self.mean[...] * rate), self.slope).astype(x.dtype)
+        y, mean, var = normalise(x, scale, bias, tuple(range(x.ndim - 1)), self.eps, self.slope)
+        count = math.prod(x.shape[:-1])
+        self.mean[...] += 0.1 * (mean.reshape(-1) - self.mean[...])
+        self.var[...] += 0.1 * (var.reshape(-1) * count / max(count - 1, 1) - self.var[...])
+        return y
 
-    def _affine(self, x, mean, var):
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        bias = self.bias[...] - mean * scale
-        if scale.ndim == 2:
-            scale, bias = (jnp.expand_dims(v, tuple(range(1, x.ndim - 1))) for v in (scale, bias))
-        return (x.astype(jnp.float32) * scale + bias).astype(x.dtype)
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalise(
+    x: Array, scale: Array, bias: Array, axes: tuple[int, ...], eps: float, slope: float
+) -> tuple[Array, Array, Array]:
+    """leaky_relu((x - mean) / sqrt(var + eps) * scale + bias), mean and var over `axes`, which stay with size 1.
+
+    Norm and activation are one operation whose backward pass needs x alone, so a network keeps two arrays per layer
+    instead of three or four, and the step is faster for it. The variance takes a second pass over x - mean: one pass
+    over x and x^2 loses all digits where the mean is large. No gradient flows into the returned statistics.
+    """
+    x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = x32.mean(axes, keepdims=True)
+    var = jnp.square(x32 - mean).mean(axes, keepdims=True)
+    y = (x32 - mean) * jax.lax.rsqrt(var + eps) * scale + bias
+    return _leaky(y, slope).astype(x.dtype), mean, var
+
+
+def _normalise_forward(x, scale, bias, axes, eps, slope):
+    y, mean, var = normalise(x, scale, bias, axes, eps, slope)
+    return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _normalise_backward(axes, eps, slope, saved, cotangents):
+    x, scale, bias, mean, var = saved
+    rate = jax.lax.rsqrt(var + eps)
+    standard = (x.astype(mean.dtype) - mean) * rate
+    g = cotangents[0].astype(mean.dtype)
+    if slope != 1:
+        g = jnp.where(standard * scale + bias > 0, g, slope * g)
+    shared = tuple(range(x.ndim - scale.ndim))
+    scaled = g * scale
+    dx = rate * (
+        scaled - scaled.mean(axes, keepdims=True) - standard * (scaled * standard).mean(axes, keepdims=True)
+    )
+    return dx.astype(x.dtype), (g * standard).sum(shared).astype(scale.dtype), g.sum(shared).astype(bias.dtype)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _leaky(x: Array, slope: float) -> Array:
+    return x if slope == 1 else jnp.maximum(x, slope * x)
 
 
 class ConvBlock(nnx.Module):
-    """Convolution, dropout, normalisation, leaky ReLU, in nnU-Net's order."""
+    """Convolution, dropout, normalisation, leaky ReLU, in nnU-Net's order.
+
+    The convolution has no bias: the norm would take it away again (nnU-Net carries it along, with a gradient of zero).
+    """
 
     def __init__(
         self,
@@ -143,18 +186,16 @@ class ConvBlock(nnx.Module):
         *,
         norm: NormKind = "instance",
         activation: bool = True,
-        bias: bool = True,
         dropout: float = 0.0,
         dtype: jnp.dtype | str = "float32",
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(in_channels, out_channels, kernel_size, strides, bias=bias, dtype=dtype, rngs=rngs)
-        self.norm = Norm(norm, out_channels)
-        self.activation, self.dropout = activation, dropout
+        self.conv = Conv(in_channels, out_channels, kernel_size, strides, bias=False, dtype=dtype, rngs=rngs)
+        self.norm = Norm(norm, out_channels, slope=LEAKY_SLOPE if activation else 1.0)
+        self.dropout = dropout
 
     def __call__(self, x: Array, train: bool = False, rngs: nnx.Rngs | None = None) -> Array:
-        x = self.norm(dropout(self.conv(x), self.dropout, train, rngs), train)
-        return leaky_relu(x) if self.activation else x
+        return self.norm(dropout(self.conv(x), self.dropout, train, rngs), train)
 
 
 def dropout(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None) -> Array:

@@ -65,7 +65,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
     Raises:
         UserError: no run there, no undamaged weights, or a config that names classes outside this package.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     if not (path / "run.json").is_file():
         raise UserError(
             "This is no run of medseg train",

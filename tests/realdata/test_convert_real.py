@@ -195,12 +195,12 @@ def test_polyps_of_four_centres(real_data, dst):
     with pytest.raises(Ambiguous, match="black and white") as error:
         convert(src, dst, limit=1)
     assert "--classes NAME" in str(error.value)
-    dataset = convert(src, dst, classes="polyp", limit=2)
+    dataset = convert(src, dst, classes="polyp", limit=1)
     assert dataset.domains == ("bkai_igh_neopolyp", "cvc_clinicdb", "etis_larib", "kvasir_seg")
     assert dataset.labels == Labels.simple("polyp")
     names = sorted(p.stem for p in (src / "kvasir_seg" / "images").iterdir())
-    assert ids(dataset, "val")[-2:] == [f"kvasir_seg_{name}" for name in (names[0], names[5])]
-    assert [id for id in ids(dataset, "val") if "cvc" in id] == ["cvc_clinicdb_33", "cvc_clinicdb_34"]
+    assert [id for id in ids(dataset, "val") if "kvasir" in id] == [f"kvasir_seg_{names[0]}"]
+    assert [id for id in ids(dataset, "val") if "cvc" in id] == ["cvc_clinicdb_33"]  # the last 8 of 40 frames validate
     assert "cvc_clinicdb: neighbouring images are alike" in decisions(dst)
     for case in dataset.cases:
         name = case.id.removeprefix(f"{case.domain}_")
@@ -355,7 +355,7 @@ def test_optic_disc_and_cup(real_data, dst):
     folder = src / "derived_roi256" / "drishti_gs"
     _, label = load(dataset, "drishti_gs_drishtiGS_002")
     np.testing.assert_array_equal(label == 1, pixels(folder / "masks_od" / "drishtiGS_002.png") >= 128)
-    both = convert(folder, dst, overwrite=True)
+    both = convert(folder, dst, overwrite=True, limit=5)
     assert both.labels == Labels.overlapping("cup", "od")
     masks = both.labels.masks(load(both, "drishtiGS_002")[1])
     np.testing.assert_array_equal(masks[0], pixels(folder / "masks_cup" / "drishtiGS_002.png") >= 128)

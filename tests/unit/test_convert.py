@@ -663,7 +663,7 @@ def splits_of(dataset: Dataset) -> dict[str, int]:
 
 
 def test_published_idrid_with_two_sets_and_two_lesions(src, dst):
-    for part, split, numbers in (("a. Training Set", "train", (1, 2, 3)), ("b. Testing Set", "test", (4, 5))):
+    for part, numbers in (("a. Training Set", (1, 2, 3)), ("b. Testing Set", (4, 5))):
         for n in numbers:
             save(src / "1. Original Images" / part / f"IDRiD_{n:02d}.jpg", photo(n))
             for folder, lesion in (("1. Microaneurysms", "MA"), ("3. Hard Exudates", "EX")):

@@ -4,12 +4,12 @@ Every folder on a file's path says one of four things: role (images, masks, fov)
 own below the masks, or masks_<class>), or, if images have it too, domain. What all images have in common says nothing.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 
 from medseg_jax.data import io
@@ -43,7 +43,8 @@ def find_pairs(src: Path, files: Sequence[Path], options: Options) -> Layout:
         UserError: no images, no masks, masks without an image, or images without a mask.
         Ambiguous: several masks for one image and class.
     """
-    above = len(os.path.commonpath([path.parent.relative_to(src) / "x" for path in files]).split(os.sep))
+    levels = zip(*(path.relative_to(src).parts[:-1] for path in files), strict=False)
+    above = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
     pieces = _assign_roles([_read_piece(src, path, options, above) for path in files])
     images, masks, rois = ([p for p in pieces if p.role == role] for role in (IMAGE, MASK, ROI))
     _require_both(src, images, masks, options)
