@@ -98,7 +98,8 @@ def table() -> str:
             low, high = seeds[0][which]["ci95"]["dice"]
             minutes = np.mean([s["minutes_of_steps"] for s in seeds])
             rows.append(
-                f"| [{job.config}](configs/{job.config}.py), {which} | {job.data} | {minutes:.0f} min, {len(seeds)} seed(s) | "
+                f"| [{job.config}](configs/{job.config}.py), {which} | {job.data} | "
+                f"{minutes:.0f} min, {len(seeds)} seed(s) | "
                 f"{mean['dice'].mean():.3f}{spread} ({low:.3f} – {high:.3f}) | "
                 f"{mean['hd95'].mean():.2f} {seeds[0][which]['unit']} | {mean['nsd'].mean():.3f} |"
             )

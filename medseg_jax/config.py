@@ -138,7 +138,7 @@ class Config:
 
 
 def load(source: str | Path) -> Config:
-    """The config of a .py file (its `config`), of a run (run.json or its folder), or a data set folder's default one."""
+    """The config of a .py file (its `config`), of a run (its folder or run.json), or the default one of a data set."""
     path = Path(source)
     if path.is_dir() and (path / "dataset.json").exists() and not (path / "run.json").exists():
         return Config(data=str(path))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 EPILOG = """CONFIG is a config .py file, a data set folder (made by medseg data convert: the default U-Net with
 its plan), or an older run. Every field of the config can be overridden: --seed 1, --data FOLDER,
---stages.0.optim.lr 3e-4, ... (medseg train CONFIG --fields lists them). The same command started again resumes where the run stopped."""
+--stages.0.optim.lr 3e-4, ... (medseg train CONFIG --fields lists them). The same command started again
+resumes where the run stopped."""
 
 
 def main(argv: list[str]) -> int:

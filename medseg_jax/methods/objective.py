@@ -1,15 +1,15 @@
 """The one interface that all methods share (design section 4), and `Fn`, which turns an NNX module into pure functions.
 
-A method is a frozen dataclass. What a user writes in a config is unbound: it knows hyper-parameters only. `bind` gives a
-copy that also knows the task (plan, label set, channels), and from then on four pure functions say everything:
+A method is a frozen dataclass. What a user writes in a config is unbound: it knows hyper-parameters only. `bind` gives
+a copy that also knows the task (plan, label set, channels), and from then on four pure functions say everything:
 
     init(key, batch)                          -> params, aux           params receive gradients, aux is any pytree
     loss(params, aux, frozen, batch, key)     -> scalar, (aux, metrics)
     after_update(params, aux, step)           -> aux                   teacher EMA, queue, prototypes
     predict(params, aux, frozen, image)       -> probabilities         [b, *s, c] -> [b, *s, k]
 
-`frozen` holds what is read but never trained (SAM, a text encoder, a LoRA base): it is not donated and not written at each
-checkpoint; its sha256 and source are.
+`frozen` holds what is read but never trained (SAM, a text encoder, a LoRA base): it is not donated and not written at
+each checkpoint; its sha256 and source are.
 """
 
 from collections.abc import Callable, Mapping
@@ -85,10 +85,15 @@ class Objective:
     """Fields that a batch must have; checked before anything compiles."""
 
     def bind(self, task: Task) -> Self:
-        """A copy that knows its task. Methods that hold a network also complete it from the plan."""
-        bound = replace(self)
+        """A copy that knows its task."""
+        bound = self.complete(task)
         object.__setattr__(bound, "_task", task)
         return bound
+
+    def complete(self, task: Task) -> Self:
+        """A copy with everything filled in that depends on the task, such as the None fields of a network's config."""
+        del task
+        return replace(self)
 
     @property
     def task(self) -> Task:

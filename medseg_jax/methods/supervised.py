@@ -32,8 +32,8 @@ class Supervised(Objective):
     net: Network = UNet()
     batch_dice: bool = True
 
-    def bind(self, task: Task) -> Self:
-        return Objective.bind(replace(self, net=self.net.from_plan(task.plan)), task)
+    def complete(self, task: Task) -> Self:
+        return replace(self, net=self.net.from_plan(task.plan))
 
     @cached_property
     def fn(self) -> Fn:

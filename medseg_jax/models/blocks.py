@@ -7,8 +7,6 @@ Parameters are float32; `dtype` is the compute dtype. No block holds random stat
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from functools import partial
-from functools import partial
 from typing import Literal
 
 import jax
@@ -158,9 +156,7 @@ def _normalise_backward(axes, eps, slope, saved, cotangents):
         g = jnp.where(standard * scale + bias > 0, g, slope * g)
     shared = tuple(range(x.ndim - scale.ndim))
     scaled = g * scale
-    dx = rate * (
-        scaled - scaled.mean(axes, keepdims=True) - standard * (scaled * standard).mean(axes, keepdims=True)
-    )
+    dx = rate * (scaled - scaled.mean(axes, keepdims=True) - standard * (scaled * standard).mean(axes, keepdims=True))
     return dx.astype(x.dtype), (g * standard).sum(shared).astype(scale.dtype), g.sum(shared).astype(bias.dtype)
 
 
@@ -199,7 +195,7 @@ class ConvBlock(nnx.Module):
 
 
 def dropout(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None) -> Array:
-    """Zeroes whole channels of a case with probability `rate` and scales the rest (PyTorch's Dropout2d and Dropout3d)."""
+    """Zeroes whole channels of a case with probability `rate`, scales the rest (PyTorch's Dropout2d and Dropout3d)."""
     if not train or rate == 0:
         return x
     if rngs is None:

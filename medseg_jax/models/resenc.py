@@ -1,14 +1,19 @@
-"""Residual encoder U-Net, the network nnU-Net recommends (Isensee et al. 2024, "nnU-Net Revisited", arXiv 2404.09556).
+"""Residual encoder U-Net, which nnU-Net recommends (Isensee et al. 2024, "nnU-Net Revisited", arXiv 2404.09556).
 
-Encoder: a stem convolution, then per stage residual blocks ("BasicBlockD"): two convolutions; where the block is strided
-its shortcut is an average pool, where it changes the number of channels a 1x1 convolution and a norm follow. The decoder
-is the plain U-Net's with one convolution a stage. ResEnc M, L and XL are this network: they differ in patch and batch
-size, which the plan decides.
+Encoder: a stem convolution, then per stage residual blocks ("BasicBlockD"): two convolutions; where the block is
+strided its shortcut is an average pool, where it changes the number of channels a 1x1 convolution and a norm follow.
+The decoder is the plain U-Net's with one convolution a stage. ResEnc M, L and XL are this network: they differ in patch
+and batch size, which the plan decides.
 
 As in `unet`, convolutions before a norm have no bias, and a strided first stage is allowed.
 
-Parameters with 1 input and 2 output channels (nnU-Net's count with its biases in brackets):
-RESENC_3D ... RESENC_2D ... SMALL_3D ...
+Parameters with 1 input and 2 output channels (with the biases that nnU-Net has beside norms):
+
+| preset | parameters | with nnU-Net's biases |
+|---|---|---|
+| RESENC_3D | 102,336,714 | 102,349,770 |
+| RESENC_2D | 139,985,870 | 140,017,038 |
+| SMALL_3D | 2,436,358 | 2,437,414 |
 """
 
 import math

@@ -1,28 +1,37 @@
 """U-Net as nnU-Net configures it ("PlainConvUNet"; Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), 2-D and 3-D.
 
-Encoder: per stage `convs_per_stage` x (convolution, instance norm, leaky ReLU), the first one strided. Decoder: per stage
-a transposed convolution with kernel = stride, the skip beside it, convolutions. A 1x1 head at every decoder stage gives
-the logits of deep supervision.
+Encoder: per stage `convs_per_stage` x (convolution, instance norm, leaky ReLU), the first one strided. Decoder: per
+stage a transposed convolution with kernel = stride, the skip beside it, convolutions. A 1x1 head at every decoder stage
+gives the logits of deep supervision.
 
-Two departures from nnU-Net. Convolutions that a norm follows have no bias (`blocks.ConvBlock`): the same functions, one
-parameter less per such channel. And the first stage may be strided: then all stages work on blocks of voxels, and the
-full-resolution head is a transposed convolution. In 3-D that saves nine tenths of the arithmetic of the same features,
-which is what makes training on a CPU bearable.
+Two departures from nnU-Net. Convolutions that a norm follows have no bias (`blocks.ConvBlock`): the same functions with
+one parameter less per such channel. And the first stage may be strided: then all stages work on blocks of voxels, and
+the head of full resolution is a transposed convolution. A step then takes a quarter (2-D) or a sixth (3-D) of the time
+of the same features at full resolution, which makes 3-D networks bearable on a CPU.
 
-Parameters with 1 input and 2 output channels (nnU-Net's count with its biases in brackets):
-PLAIN_2D ... PLAIN_3D ... SMALL_2D ... SMALL_3D ...
+Parameters with 1 input and 2 output channels (with the biases that nnU-Net has beside norms):
+
+| preset | parameters | with nnU-Net's biases |
+|---|---|---|
+| PLAIN_3D | 31,191,754 | 31,195,594 |
+| PLAIN_2D | 46,315,470 | 46,324,558 |
+| SMALL_3D | 1,401,478 | 1,402,182 |
+| SMALL_2D | 1,942,760 | 1,944,232 |
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, ConvBlock, ConvTranspose, NormKind, rematerialised
+from medseg_jax.models.network import Network
 from medseg_jax.types import UserError
 
 PLANNED = ("dim", "features", "strides", "kernel_sizes")
@@ -32,7 +41,7 @@ PLANNED = ("dim", "features", "strides", "kernel_sizes")
 
 
 @dataclass(frozen=True)
-class StagedConfig:
+class StagedConfig(Network):
     """What all U-Nets here have in common. Fields that are None are taken from the plan by `from_plan`.
 
     Attributes:
@@ -63,12 +72,15 @@ class StagedConfig:
         strides = tuple((1 if i == 0 else 2,) * dim for i in range(len(features)))
         return cls(dim, features, strides, ((3,) * dim,) * len(features), **options)
 
-    def from_plan(self, plan: Any) -> Self:
+    def from_plan(self, plan: Plan) -> Self:
         """Fills the fields that are None from the plan's fields of the same name."""
         return replace(self, **{name: getattr(plan, name) for name in PLANNED if getattr(self, name) is None})
 
     def stages(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-        """(features, kernel size, strides) of each stage. UserError where fields are missing or contradict each other."""
+        """(features, kernel size, strides) of each stage.
+
+        UserError where fields are missing or contradict each other.
+        """
         name = type(self).__name__
         dim, features, strides, kernel_sizes = self.dim, self.features, self.strides, self.kernel_sizes
         if dim is None or features is None or strides is None or kernel_sizes is None:
@@ -189,7 +201,7 @@ class Decoder(nnx.Module):
         stages, options = config.stages(), config.block_options(rngs)
         plain = {"dtype": config.dtype, "rngs": rngs}
         self.ups, self.stages, self.heads = nnx.List([]), nnx.List([]), nnx.List([])
-        for (features, kernel_size, _), (below, _, strides) in reversed(list(zip(stages, stages[1:], strict=False))):
+        for (features, kernel_size, _), (below, _, strides) in reversed(list(pairwise(stages))):
             self.ups.append(ConvTranspose(below, features, strides, **plain))
             self.stages.append(ConvStack(2 * features, features, kernel_size, 1, convs, **options))
             if config.deep_supervision and len(self.stages) < len(stages) - 1:

@@ -3,11 +3,11 @@
 `conv` lowers to one `lax.conv_general_dilated` on TPU and GPU. XLA's CPU backend has fast 2-D convolutions and matrix
 products, and little else, so there a convolution is rewritten into these:
 
-* 3-D: the depth taps become output channels of one 2-D convolution over all depth slices, and their results are shifted
-  and added (5 to 10 times faster than the plain form; taps as input channels or one convolution a tap: 0.9 to 1.4 times
-  this form's time). The weight gradient is one product a depth slice, in-plane taps of x times depth taps of the output's
-  gradient, so that the gathered columns stay in the cache (1.0 to 1.9 times faster than XLA's gradient of the 2-D
-  convolution, 1.3 times faster than gathering all slices at once).
+* 3-D: the depth taps become output channels of one 2-D convolution over all depth slices, whose results are shifted and
+  added (5 to 10 times faster than the plain form; taps as input channels, or one convolution a tap, take 0.9 to 1.4
+  times as long as this). The weight gradient is one product per depth slice, in-plane taps of x times depth taps of the
+  output's gradient, so that the gathered columns stay in the cache (1.0 to 1.9 times faster than XLA's gradient of the
+  2-D convolution, 1.3 times faster than gathering all slices at once).
 * strided: as a convolution of unit stride over blocks of voxels laid side by side as channels ("space to depth"); 3-D
   entirely, 2-D for the input's gradient only (2 to 5 times faster; forward and weight gradient are fast as they are).
 * depthwise: shifted products summed (10 to 300 times faster forward, 2 to 20 times with gradients).
@@ -16,8 +16,8 @@ products, and little else, so there a convolution is rewritten into these:
 Plain 2-D is left to XLA: its gradients beat every rewriting that was tried. A whole training step of a 3-D U-Net
 (features 16 to 128, patch 40 x 56 x 40) takes about 1/20 of the time of the plain form.
 
-The choice is made at lowering (`lax.platform_dependent`), so a program compiled or exported for a TPU on a CPU host gets
-the TPU's form. The rewritten convolutions have reverse-mode gradients only.
+The choice is made at lowering (`lax.platform_dependent`), so a program compiled or exported for a TPU on a CPU host
+gets the TPU's form, and the other form is not in it. Convolutions that have two forms have reverse-mode gradients only.
 """
 
 import itertools
@@ -189,9 +189,7 @@ def _cpu_backward(x: Array, kernel: Array, g: Array, window: Window) -> tuple[Ar
     if kernel.ndim == 4:
         blocks_gradient = _plain(g, *_transposed(block_kernel, unit))
         return undo((blocks_gradient, jnp.zeros_like(block_kernel)))[0], _gradients(_plain, x, kernel, g, window)[1]
-    return undo(
-        (_fold_depth(g, *_transposed(block_kernel, unit)), _weight_gradient(blocks, block_kernel, g, unit))
-    )
+    return undo((_fold_depth(g, *_transposed(block_kernel, unit)), _weight_gradient(blocks, block_kernel, g, unit)))
 
 
 def _fold_depth(x: Array, kernel: Array, window: Window) -> Array:
@@ -200,7 +198,8 @@ def _fold_depth(x: Array, kernel: Array, window: Window) -> Array:
     x = _pad(x, window.padding[:1])  # [b, d, h, w, c]
     b, d = x.shape[:2]
     planes = jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, c, kd * o)
-    y = _plain(x.reshape(b * d, *x.shape[2:]), planes, Window(*(field[1:] for field in window[:3])))
+    in_plane = Window(window.strides[1:], window.padding[1:], window.dilation[1:])
+    y = _plain(x.reshape(b * d, *x.shape[2:]), planes, in_plane)
     y = y.reshape(b, d, *y.shape[1:])  # [b, d, h', w', kd * o]
     step = window.dilation[0]
     out = d - (kd - 1) * step
@@ -305,7 +304,8 @@ def _interleave(y: Array, dim: int) -> Array:
 def _pairs(padding: Padding, size: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Padding in words or numbers -> (before, after) of each axis."""
     if padding == "SAME":
-        return tuple((d * ((k - 1) // 2),) * 2 for k, d in zip(size, dilation, strict=True))
+        halves = [d * ((k - 1) // 2) for k, d in zip(size, dilation, strict=True)]
+        return tuple((half, half) for half in halves)
     if padding == "VALID":
         return ((0, 0),) * len(size)
     if isinstance(padding, str) or len(padding) != len(size):

@@ -16,7 +16,7 @@ from medseg_jax.config import Rule
 from medseg_jax.types import Batch, UserError
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A ("data", "fsdp") mesh over all devices; `fsdp` of them share one copy of the parameters."""
     devices = jax.devices() if devices is None else list(devices)
     if fsdp < 1 or len(devices) % fsdp:

@@ -340,9 +340,9 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
             state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
             window.append(metrics)
             if step % config.log_every == 0 or step == steps or setting.stop.is_set():
-                seconds = (time.perf_counter() - since) / len(window)
                 means = _means(window, setting, feed, step)
-                log.write("train", step, **means, lr=float(learning_rate(step - 1)), seconds=seconds)
+                seconds = (time.perf_counter() - since) / len(window)
+                log.write("train", step, **means, lr=float(np.asarray(learning_rate(step - 1))), seconds=seconds)
                 window, since = [], time.perf_counter()
             if step % every == 0 or step == steps:
                 scores = _validate(setting, predict_fn, state, frozen)

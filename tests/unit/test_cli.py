@@ -60,7 +60,8 @@ def test_info_json(capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from medseg_jax.cli import main; main(['--help']); main(['info']); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from medseg_jax.cli import main; main(['--help']); main(['info']); "
+    code += "print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"jax", "flax", "tyro", "matplotlib"} & set(done.stderr.split())
 

@@ -450,6 +450,16 @@ def test_two_raters_are_asked_about(src, dst):
     np.testing.assert_array_equal(label_of(dataset, "b"), blob(1))
 
 
+def test_two_mask_folders_are_asked_about(src, dst):
+    pairs(src)
+    pairs(src, masks="labels", scale=1)
+    with pytest.raises(Ambiguous) as error:
+        convert(src, dst)
+    assert "--masks labels " in str(error.value)
+    assert "--masks masks " in str(error.value)
+    assert "options: --masks labels" in convert(src, dst, masks="labels").extra["converted"]
+
+
 def test_a_second_folder_with_some_of_the_same_masks_is_left_out(src, dst):
     for seed, name in enumerate("abc"):
         save(src / "images" / f"{name}.png", photo(seed))
@@ -559,6 +569,13 @@ def test_images_without_masks_are_listed(src, dst, tmp_path):
     assert dataset.case("z").images[0].parent.name == "imagesUn"
     empty = convert(src, tmp_path / "empty", empty=True)
     assert label_of(empty, "z").max() == 0
+
+
+def test_images_alone_make_an_unlabelled_data_set(src, dst):
+    for seed in range(3):
+        save(src / f"{seed}.png", photo(seed))
+    dataset = convert(src, dst, unlabelled=True, classes="polyp")
+    assert len(dataset.subset("train", labelled=False)) == 3
 
 
 def test_masks_without_images_are_listed(src, dst):
@@ -987,6 +1004,17 @@ def test_channels_on_two_grids(src, dst, tmp_path):
     assert other.load(other.case("P1"))[0].shape == (4, 4, 6, 2)
     with pytest.raises(UserError, match="no channel"):
         convert(src, tmp_path / "x", reference="MR")
+
+
+def test_probability_maps(src, dst):
+    rng = np.random.default_rng(0)
+    maps = rng.random((6, 8, 8)).astype(np.float32)
+    for name in "ab":
+        volume(src / "images" / f"{name}.nii.gz", maps)
+        volume(src / "masks" / f"{name}.nii.gz", maps)
+    with pytest.raises(UserError, match="whole numbers"):
+        convert(src, dst)
+    np.testing.assert_array_equal(label_of(convert(src, dst, threshold=0.5), "a"), maps > 0.5)
 
 
 def test_a_mask_that_lies_elsewhere(src, dst):

@@ -31,7 +31,6 @@ class Coding:
 
     Attributes:
         readings: by (domain, tag); class numbers count from 1.
-        union: True if a case's files are parts of one class each, drawn over each other (one file per class or object).
         raw: True if masks are label maps of `labels` already.
     """
 
@@ -248,7 +247,7 @@ def _foreground_of(survey: Survey, options: Options) -> tuple[float, str]:
     if options.threshold is None and not is_binary(survey):
         return 0, f"{len(survey.foreground)} values above 0 joined"
     above, how = threshold_of(survey, options)
-    return above, how + (f"; {len(survey.colours)} colours joined" if survey.coloured else "")
+    return above, how + (f"; {len(set(survey.colours) - {(0, 0, 0)})} colours joined" if survey.coloured else "")
 
 
 def _mostly(survey: Survey, above: float) -> str:

@@ -226,7 +226,7 @@ def _pair_by_name(
         own = [t for t in tagged if t[1] == domain and t[0].split in ("", split)]
         files = _channel_groups(images, [t[0].stem for t in own])
         stems = sorted(files, key=natural)
-        matching = match(stems, [t[0].stem for t in own], [f"{t[2]}/{t[3]}" for t in own])
+        matching = match(stems, [t[0].stem for t in own], [f"{t[0].tree}/{t[2]}/{t[3]}" for t in own])
         rules[matching.rule] += len(matching.found)
         pairs += [(len(cases) + i, ending, *own[m]) for m, (i, ending) in matching.found.items()]
         roi_of = _match_fields(stems, [r for r, d in fields if d == domain and r.split in ("", split)])
@@ -308,6 +308,7 @@ type Pair = tuple[int, str, Piece, tuple[str, ...], str, str]
 def _resolve_tags(pairs: list[Pair], cases: list[Found]) -> tuple[list[tuple[int, Mask]], list[tuple[str, str]]]:
     """Decides whether sub-folders, names of mask folders or name endings tell the classes apart."""
     notes: list[tuple[str, str]] = []
+    _refuse_twins(pairs)
     variants = sorted({pair[5] for pair in pairs})
     if any(pair[4] for pair in pairs) and len(variants) > 1:
         pairs, note = _choose_variant(pairs, variants)
@@ -319,6 +320,19 @@ def _resolve_tags(pairs: list[Pair], cases: list[Found]) -> tuple[list[tuple[int
         parts = [folder if many_folders else "", variant if len(variants) > 1 else "", endings.get(ending, "")]
         result.append((index, Mask(mask.path, "_".join(part for part in parts if part))))
     return result, notes
+
+
+def _refuse_twins(pairs: list[Pair]) -> None:
+    """masks/ and labels/ side by side: nothing tells which one is meant."""
+    trees: dict[tuple, set[str]] = defaultdict(set)
+    for index, ending, mask, _, folder, variant in pairs:
+        trees[index, ending, folder, variant].add(mask.tree)
+    if twins := next((found for found in trees.values() if len(found) > 1), None):
+        raise Ambiguous(
+            "Several folders hold masks of the same images",
+            [(f"{sum(pair[2].tree == tree for pair in pairs)} masks", {"masks": tree}) for tree in sorted(twins)],
+            found=", ".join(sorted(twins)),
+        )
 
 
 def _choose_variant(pairs: list[Pair], variants: list[str]) -> tuple[list[Pair], tuple[str, str]]:

@@ -248,10 +248,12 @@ def _find_lists(src: Path, cases: list[Found]) -> dict[str, list[Path]]:
         for folder in (base / "lists", base / "splits", base / "ImageSets", base):
             for path in sorted((*folder.glob("*.list"), *folder.glob("*.txt"))):
                 role = SPLITS.get(re.split(r"[^a-z]+", path.stem.lower())[0])
+                if role is None:
+                    continue
                 names = _read_list(path)
                 hits = sum(name in known or _patient_of(name) in known for name in names)
                 exact = sum(name in known for name in names)
-                if role and hits:
+                if hits:
                     found[role].append((exact * 1_000_000 + hits, path))
         if found:
             break
@@ -328,7 +330,8 @@ def _by_lists(cases: list[Found], lists: dict[str, list[Path]]) -> tuple[list[Fo
     done = [replace(case, split=split[case.name] or "train") for case in cases]
     if "val" not in {case.split for case in done} and "train" in {case.split for case in done} and "val" not in lists:
         done = _by_rule(done, lambda _: _every(5))
-        text += "; no list for validation: every 5th training patient validates"
+        if "val" in {case.split for case in done}:
+            text += "; no list for validation: every 5th training patient validates"
     return done, text
 
 

@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from medseg_jax.data import io
 from medseg_jax.data.convert.coding import decide
 from medseg_jax.data.convert.found import Found, Layout
 from medseg_jax.data.convert.layouts import recognise
 from medseg_jax.data.convert.masks import study_masks
-from medseg_jax.data.convert.options import Options, count
+from medseg_jax.data.convert.options import Options, as_flags, count
 from medseg_jax.data.convert.splits import assign, limit
 from medseg_jax.data.convert.write import Writer, check_target, choose_channels, choose_ending, target, write_dataset
 from medseg_jax.data.dataset import Dataset
@@ -35,7 +37,7 @@ def run(src: Path, dst: Path, options: Options) -> Dataset:
     coding = decide(study, everyone, layout, options)
     channels = choose_channels(cases, layout, options)
     ending = choose_ending(cases, layout)
-    decisions = [*_describe(layout, cases, channels, ending), *decisions, *coding.notes]
+    decisions = [*_describe(layout, options, cases, channels, ending), *decisions, *coding.notes]
     show(console, src, decisions)
 
     with target(dst) as root:
@@ -43,19 +45,24 @@ def run(src: Path, dst: Path, options: Options) -> Dataset:
         written = [writer.write(case) for case in _progress(console, cases, "writing")]
         decisions += _afterwards(writer)
         write_dataset(root, options.name or src.resolve().name, channels, written, writer, decisions)
-    console.print(f"wrote {count(len(written), 'case')} to {dst}")
+    console.print(f"wrote {count(len(written), 'case')} to {dst}", markup=False)
     return Dataset.open(dst)
 
 
 # ---------------------------------------------------------------------------------------------- what is told the user
 
 
-def _describe(layout: Layout, cases: list[Found], channels: tuple[str, ...], ending: str) -> list[tuple[str, str]]:
+def _describe(
+    layout: Layout, options: Options, cases: list[Found], channels: tuple[str, ...], ending: str
+) -> list[tuple[str, str]]:
     suffixes = Counter(io.suffix(path) for case in cases for path in case.images)
     images = ", ".join(f"{number} {suffix}" for suffix, number in sorted(suffixes.items()))
     unlabelled = sum(not case.labelled for case in cases)
     lossless = ", without loss" if ending == ".png" and {".jpg", ".jpeg"} & set(suffixes) else ""
+    given = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
+    given = {name: value for name, value in given.items() if name not in ("quiet", "overwrite")}
     lines = [
+        *([("options", as_flags(given))] if given else []),
         ("layout", layout.kind),
         ("images", f"{count(len(cases), 'case')} ({images}), written as {ending}{lossless}"),
         ("channels", ", ".join(channels)),
@@ -87,7 +94,7 @@ def show(console: Console, src: Path, decisions: list[tuple[str, str]]) -> None:
         return
     table = Table("", "decided", title=str(src), show_header=False, title_justify="left")
     for what, text in decisions:
-        table.add_row(what, text)
+        table.add_row(what, Text(text))
     console.print(table)
 
 

@@ -52,14 +52,14 @@ def target(dst: Path) -> Iterator[Path]:
     (temporary / MARKER).touch()
     try:
         yield temporary
-        if dst.exists():
-            os.replace(dst, old)
-            (old / MARKER).touch()
-        (temporary / MARKER).unlink()
-        os.replace(temporary, dst)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if dst.exists():
+        os.replace(dst, old)
+        (old / MARKER).touch()
+    os.replace(temporary, dst)
+    (dst / MARKER).unlink()
     _remove_leftover(old)
 
 
