@@ -34,8 +34,9 @@ VERSION = 1  # raised whenever the same arguments would write other bytes
 
 LABELS = Labels.simple("organ", "lesion", "vessel")
 TISSUES = ("air", "body", "organ", "lesion", "vessel")
-BRIGHTNESS = np.array([0.05, 0.38, 0.5, 0.66, 0.85])  # of each tissue, before the site's machine
-FOREIGN = np.array([0, 0.08, 0.03, -0.06, -0.2])  # how the unseen site's machine changes the brightness of each tissue
+# Of each tissue, before the site's machine. Volumes have no colour to tell tissues by, so their contrast is higher.
+BRIGHTNESS = {2: np.array([0.05, 0.38, 0.5, 0.66, 0.85]), 3: np.array([0.05, 0.3, 0.54, 0.74, 0.95])}
+FOREIGN = np.array([0, 0.08, 0.03, -0.06, -0.15])  # how the unseen site's machine changes the brightness of each tissue
 TINT = np.array([[0, 0, 0], [0.03, 0, -0.02], [0.04, -0.03, 0], [0.08, 0.02, -0.1], [-0.1, 0, 0.06]])  # [tissue, rgb]
 
 
@@ -136,7 +137,7 @@ def make_phantom(
     """
     rng = np.random.default_rng([seed, 1, case])
     anatomy = draw_anatomy(np.random.default_rng([seed, 2, *patient.encode()]), dim)
-    machine = draw_machine(np.random.default_rng([seed, 3, site]), site, sites)
+    machine = draw_machine(np.random.default_rng([seed, 3, site]), site, sites, dim)
     shape, spacing = _draw_grid(rng, dim, size)
     axes = [(np.arange(n) - (n - 1) / 2) * step * 2 / size for n, step in zip(shape, spacing, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1)  # [*s, dim], about -1 .. 1
@@ -186,7 +187,7 @@ def draw_anatomy(rng: np.random.Generator, dim: int) -> Anatomy:
     centre = np.append(rng.uniform(-0.12, 0.12, dim - 1), side * rng.uniform(0.15, 0.3))
     organ = _draw_blob(rng, centre, (0.38, 0.52), wave_height=0.25)
     inside = organ.axes @ (organ.radii * _unit(rng.normal(size=dim)) * rng.uniform(0.1, 0.4))
-    lesion = _draw_blob(rng, organ.centre + inside, (0.16, 0.24), wave_height=0.15)
+    lesion = _draw_blob(rng, organ.centre + inside, (0.16, 0.24) if dim == 2 else (0.2, 0.28), wave_height=0.15)
     nodules = []
     for _ in range(rng.integers(1, 4)):
         place = np.append(rng.uniform(-0.5, 0.5, dim - 1), -side * rng.uniform(0.35, 0.7))
@@ -253,14 +254,14 @@ class Machine:
     scale: float  # largest intensity of a volume
 
 
-def draw_machine(rng: np.random.Generator, site: int, sites: int) -> Machine:
+def draw_machine(rng: np.random.Generator, site: int, sites: int, dim: int) -> Machine:
     """The sites that train stay close to the first one; the last one is another world."""
     unseen = sites > 1 and site == sites - 1
     strength = 1.0 if unseen else 0.4 * site / max(1, sites - 2)
     hue = np.array([[1, 0.85, 0.75], [0.9, 1, 0.8], [0.8, 0.9, 1]])[2 if unseen else site % 2]
     jitter = rng.uniform(0.9, 1.1, 5)
     return Machine(
-        brightness=BRIGHTNESS + unseen * FOREIGN,
+        brightness=BRIGHTNESS[dim] + unseen * FOREIGN,
         contrast=(1 - 0.25 * strength) * jitter[0],
         gamma=1.5 ** (strength if unseen else rng.uniform(-0.4, 0.4)),
         bias=(0.1 + 0.1 * strength) * jitter[1],
@@ -274,7 +275,7 @@ def draw_machine(rng: np.random.Generator, site: int, sites: int) -> Machine:
 def expose(rng: np.random.Generator, tissue: np.ndarray, machine: Machine, spacing: tuple[float, ...]) -> np.ndarray:
     """tissue [*s] -> image [*s, 3] in 0 .. 1 as the site's machine sees it."""
     tissue = np.where(tissue < 0, TISSUES.index("lesion"), tissue)
-    brightness = machine.brightness + rng.normal(size=len(BRIGHTNESS)) * 0.02
+    brightness = machine.brightness + rng.normal(size=len(TISSUES)) * 0.02
     mean = machine.brightness[1:].mean()
     light = np.where(tissue > 0, mean + machine.contrast * (brightness[tissue] - mean), brightness[0])
     light = light + 0.07 * _smooth_noise(rng, tissue.shape, 0.05) * (tissue > 0)

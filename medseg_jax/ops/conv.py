@@ -8,13 +8,13 @@ products, and little else, so there a convolution is rewritten into these:
   times as long as this). The weight gradient is one product per depth slice, in-plane taps of x times depth taps of the
   output's gradient, so that the gathered columns stay in the cache (1.0 to 1.9 times faster than XLA's gradient of the
   2-D convolution, 1.3 times faster than gathering all slices at once).
-* strided: as a convolution of unit stride over blocks of voxels laid side by side as channels ("space to depth"); 3-D
-  entirely, 2-D for the input's gradient only (2 to 5 times faster; forward and weight gradient are fast as they are).
+* 3-D with strides: as a convolution of unit stride over blocks of voxels laid side by side as channels ("space to
+  depth"), because XLA's gradient of a strided convolution is slow.
 * depthwise: shifted products summed (10 to 300 times faster forward, 2 to 20 times with gradients).
 * kernel 1: a matrix product, on every platform.
 
-Plain 2-D is left to XLA: its gradients beat every rewriting that was tried. A whole training step of a 3-D U-Net
-(features 16 to 128, patch 40 x 56 x 40) takes about 1/20 of the time of the plain form.
+2-D is left to XLA: no rewriting of it, nor of its gradients, made a training step faster. The step of a 3-D U-Net
+(features 16 to 128, patch 40 x 56 x 40) takes an eighth of the time that it takes in the plain form.
 
 The choice is made at lowering (`lax.platform_dependent`), so a program compiled or exported for a TPU on a CPU host
 gets the TPU's form, and the other form is not in it. Convolutions that have two forms have reverse-mode gradients only.
@@ -40,6 +40,10 @@ class Window(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int = 1
+
+
+UNIT = Window((1, 1, 1), ((0, 0),) * 3, (1, 1, 1))
+"""A 3-D kernel that moves voxel by voxel over an image without padding."""
 
 
 def per_axis(value: int | Sequence[int], dim: int) -> tuple[int, ...]:
@@ -84,14 +88,11 @@ def conv(
     window = Window(per_axis(strides, dim), _pairs(padding, size, dilations), dilations, groups)
     kernel = kernel.astype(x.dtype)
 
-    if window == Window((1,) * dim, ((0, 0),) * dim, dilations) and set(size) == {1}:
-        return x @ kernel.reshape(kernel.shape[-2:])
-    strided = max(window.strides) > 1
+    if set(size) == {1} and not any(map(any, window.padding)) and groups == 1:
+        return x[:, *(slice(None, None, s) for s in window.strides)] @ kernel.reshape(kernel.shape[-2:])
     depthwise = groups > 1 and kernel.shape[-2:] == (1, groups)
-    blocks = groups == 1 and not (strided and max(dilations) > 1)
-    if depthwise or (blocks and (dim == 3 or (dim == 2 and strided))):
-        return _by_platform(x, kernel, window)
-    return _plain(x, kernel, window)
+    foldable = dim == 3 and groups == 1 and 1 in (max(window.strides), max(dilations))
+    return (_by_platform if depthwise or foldable else _plain)(x, kernel, window)
 
 
 def conv_transpose(
@@ -168,11 +169,8 @@ def _plain(x: Array, kernel: Array, window: Window) -> Array:
 def _cpu_forward(x: Array, kernel: Array, window: Window) -> Array:
     if window.groups > 1:
         return _depthwise(x, kernel, window)
-    if kernel.ndim == 4:
-        return _plain(x, kernel, window)
     if max(window.strides) > 1:
-        x, kernel = _space_to_depth(x, kernel, window)
-        window = _unit(3)
+        return _fold_depth(*_space_to_depth(x, kernel, window), UNIT)
     return _fold_depth(x, kernel, window)
 
 
@@ -181,15 +179,10 @@ def _cpu_backward(x: Array, kernel: Array, g: Array, window: Window) -> tuple[Ar
     if window.groups > 1:
         dx, dk = _gradients(_depthwise, x, kernel, g, window)
         return (dx if strided else _depthwise(g, *_transposed(kernel, window))), dk
-    if not strided:
-        return _fold_depth(g, *_transposed(kernel, window)), _weight_gradient(x, kernel, g, window)
-
-    (blocks, block_kernel), undo = jax.vjp(partial(_space_to_depth, window=window), x, kernel)
-    unit = _unit(kernel.ndim - 2)
-    if kernel.ndim == 4:
-        blocks_gradient = _plain(g, *_transposed(block_kernel, unit))
-        return undo((blocks_gradient, jnp.zeros_like(block_kernel)))[0], _gradients(_plain, x, kernel, g, window)[1]
-    return undo((_fold_depth(g, *_transposed(block_kernel, unit)), _weight_gradient(blocks, block_kernel, g, unit)))
+    if strided:
+        (x, kernel), undo = jax.vjp(partial(_space_to_depth, window=window), x, kernel)
+        return undo((_fold_depth(g, *_transposed(kernel, UNIT)), _weight_gradient(x, kernel, g, UNIT)))
+    return _fold_depth(g, *_transposed(kernel, window)), _weight_gradient(x, kernel, g, window)
 
 
 def _fold_depth(x: Array, kernel: Array, window: Window) -> Array:
@@ -281,11 +274,6 @@ def _transposed(kernel: Array, window: Window) -> tuple[Array, Window]:
         for k, d, (before, after) in zip(kernel.shape, window.dilation, window.padding, strict=False)
     )
     return (flipped if window.groups > 1 else flipped.swapaxes(-1, -2)), window._replace(padding=back)
-
-
-def _unit(dim: int) -> Window:
-    """Unit stride, no padding."""
-    return Window((1,) * dim, ((0, 0),) * dim, (1,) * dim)
 
 
 def _pad(x: Array, pairs: Sequence[tuple[int, int]]) -> Array:

@@ -18,7 +18,7 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
 
     Returns:
         For each stage: name, objective, steps, batch (shape, type, range of each field), parameters, groups (path,
-        shape and optimiser group of every parameter), memory in bytes (state, batch, temporaries, step) and flops a step.
+        shape and optimiser group of every parameter), memory in bytes (state, batch, temporaries, step), flops a step.
 
     Raises:
         UserError: whatever would stop the training: damaged data, missing fields, wrong shapes, idle patterns.

@@ -107,7 +107,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_last_site_is_another_world():
-    machines = [draw_machine(np.random.default_rng([0, 3, site]), site, 4) for site in range(4)]
+    machines = [draw_machine(np.random.default_rng([0, 3, site]), site, 4, 2) for site in range(4)]
     seen, unseen = machines[:3], machines[3]
     assert unseen.noise > max(machine.noise for machine in seen)
     assert unseen.contrast < min(machine.contrast for machine in seen)

@@ -1,0 +1,38 @@
+"""Every smoke config: trains, learns, and gives the number it gave when it was written."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medseg_jax import train
+from medseg_jax.config import load
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.py"))
+
+
+def losses(config, out):
+    train(config, out, report=False)
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {e["step"]: e["loss"] for e in entries if e["kind"] == "train"}, entries
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_smoke_config_learns_and_repeats_its_number(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
+    config = replace(load(path), log_every=5, validate_every=20)
+    config = replace(config, stages=(replace(config.stages[0], steps=20),))
+    found, entries = losses(config, tmp_path / "run")
+    assert found[20] < found[5]
+    assert math.isclose(found[20], GOLDEN[path.stem]["loss at step 20"], rel_tol=0.02)
+    scores = [e for e in entries if e["kind"] == "val"]
+    assert 0 <= scores[-1]["dice"] <= 1
+    assert (tmp_path / "run" / "progress.png").stat().st_size > 10_000
+
+
+def test_every_smoke_config_has_a_golden_number():
+    assert {p.stem for p in CONFIGS} == set(GOLDEN)
