@@ -217,7 +217,7 @@ class Budget:
     """What a machine affords.
 
     Attributes:
-        features: channels of the first stage; doubled at each further one.
+        features: channels of the first stage, for dim 2 and 3; doubled at each further one.
         max_features: their cap, for dim 2 and 3.
         activations: numbers that the feature maps of one batch may hold.
         batch: (least, most) cases a step, for dim 2 and 3.
@@ -228,7 +228,7 @@ class Budget:
         flops: floating-point operations a second that training reaches.
     """
 
-    features: int
+    features: dict[int, int]
     max_features: dict[int, int]
     activations: float
     batch: dict[int, tuple[int, int]]
@@ -239,9 +239,9 @@ class Budget:
     flops: float = 0.0
 
 
-_ACCELERATOR = Budget(32, {2: 512, 3: 320}, 1.2e9, {2: (8, 64), 3: (2, 8)}, 512**2, 0.0, 250_000)
+_ACCELERATOR = Budget({2: 32, 3: 32}, {2: 512, 3: 320}, 1.2e9, {2: (8, 64), 3: (2, 8)}, 512**2, 0.0, 250_000)
 BUDGETS = {
-    "cpu": Budget(16, {2: 128, 3: 128}, 5e7, {2: (8, 8), 3: (2, 4)}, 128**2, 1 / 8, 4_000, 900, 5e10),
+    "cpu": Budget({2: 16, 3: 8}, {2: 128, 3: 128}, 5e7, {2: (8, 8), 3: (2, 4)}, 128**2, 1 / 8, 4_000, 900, 5e10),
     "gpu": _ACCELERATOR,
     "tpu": _ACCELERATOR,
 }
@@ -314,7 +314,7 @@ def plan_from(
         f"(about three times that in training).",
         "strides": f"Each axis is halved while at least {MIN_FEATURE_MAP} remain; coarse axes wait for the fine ones.",
         "kernel_sizes": "3, but 1 along an axis whose spacing is at least twice the finest one's.",
-        "features": f"{limits.features} doubled at each stage up to {limits.max_features[dim]} ({budget} budget): "
+        "features": f"{limits.features[dim]} doubled at each stage up to {limits.max_features[dim]} ({budget} budget): "
         f"about {net.parameters / 1e6:.2f} M parameters.",
         "crop_nonzero": f"Cropping to what is not 0 keeps {np.median(facts.kept):.0%} of the median case.",
         "classes": "Share of voxels: " + ", ".join(f"{k} {v:.2%}" for k, v in facts.frequency.items()) + ".",
@@ -453,7 +453,7 @@ def topology(
 def _sizes(patch: Sequence[int], spacing: Sequence[float], inputs: int, outputs: int, limits: Budget) -> Network:
     """Parameters, feature-map numbers and training flops (forward and backward) of one sample."""
     patch, strides, kernels = topology(patch, spacing)
-    features = tuple(min(limits.max_features[len(patch)], limits.features * 2**i) for i in range(len(strides)))
+    features = tuple(min(limits.max_features[len(patch)], limits.features[len(patch)] * 2**i) for i in range(len(strides)))
     voxels, size = [], list(patch)
     for stride in strides:
         size = [n // s for n, s in zip(size, stride, strict=True)]
