@@ -189,7 +189,8 @@ def test_rematerialisation_changes_no_value(norm):
 def test_rematerialisation_repeats_the_same_dropout(x64):
     fn = Fn(lambda rngs: replace(TINY, dropout=0.5, remat=True, dtype="float64").build(1, 2, rngs))
     params, stats = fn.init(jax.random.key(1))
-    x = jnp.array(RNG.normal(size=(2, 8, 8, 1)))
+    params = jax.tree.map(lambda p: p + 0.1, params)  # else all voxels of a dropped channel sit on leaky ReLU's kink
+    x = jnp.array(RNG.normal(size=(2, 16, 16, 1)))
 
     @jax.jit
     def loss(params):
@@ -199,7 +200,7 @@ def test_rematerialisation_repeats_the_same_dropout(x64):
     gradient = jax.jit(jax.grad(loss))(params)
     length = math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
     up, down = (loss(jax.tree.map(lambda p, g, h=h: p + h * g / length, params, gradient)) for h in (1e-4, -1e-4))
-    assert (float(up) - float(down)) / 2e-4 == pytest.approx(length, rel=1e-2)
+    assert (float(up) - float(down)) / 2e-4 == pytest.approx(length, rel=1e-3)
 
 
 def test_bfloat16_computes_roughly_the_same():

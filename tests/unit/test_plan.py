@@ -52,7 +52,7 @@ RGB = ("R", "G", "B")
 def test_hippocampus_gets_the_known_network():
     plan = plan_from(facts(HIPPOCAMPUS), ("MRI",), ("anterior", "posterior"))
     assert plan.patch_size == (40, 56, 40)
-    assert plan.features == (16, 32, 64, 128)
+    assert plan.features == (8, 16, 32, 64)
     assert plan.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     assert plan.kernel_sizes == ((3, 3, 3),) * 4
     assert plan.batch_size == 4
@@ -69,9 +69,9 @@ def test_the_parameters_in_the_reason_are_those_of_the_network():
         total += ((f[i - 1] if i else 1) + width) * taps * width + 6 * width
         if i + 1 < len(f):
             total += f[i + 1] * 8 * width + 3 * width * taps * width + 9 * width
-    total += 17 * 3
+    total += 9 * 3
     assert f"{total / 1e6:.2f} M" in plan.reasons["features"]
-    assert 1.0e6 < total < 1.6e6
+    assert 0.3e6 < total < 0.4e6
 
 
 def test_thick_slices_are_neither_pooled_nor_convolved_until_the_plane_catches_up():
@@ -128,7 +128,7 @@ def test_a_large_volume_is_coarsened_on_a_cpu_only():
     assert gpu.spacing == (1.0, 0.8, 0.8)
     assert min(cpu.spacing) > 1.5
     assert "Coarsened" in cpu.reasons["spacing"]
-    assert math.prod(gpu.patch_size) > 8 * math.prod(cpu.patch_size)
+    assert math.prod(gpu.patch_size) > 4 * math.prod(cpu.patch_size)
     assert gpu.features[-1] == 320
 
 
