@@ -453,7 +453,9 @@ def topology(
 def _sizes(patch: Sequence[int], spacing: Sequence[float], inputs: int, outputs: int, limits: Budget) -> Network:
     """Parameters, feature-map numbers and training flops (forward and backward) of one sample."""
     patch, strides, kernels = topology(patch, spacing)
-    features = tuple(min(limits.max_features[len(patch)], limits.features[len(patch)] * 2**i) for i in range(len(strides)))
+    features = tuple(
+        min(limits.max_features[len(patch)], limits.features[len(patch)] * 2**i) for i in range(len(strides))
+    )
     voxels, size = [], list(patch)
     for stride in strides:
         size = [n // s for n, s in zip(size, stride, strict=True)]

@@ -1,5 +1,6 @@
 """Where a run takes place: versions, git state, devices; the compilation cache."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg_jax.paths import cache_home
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+"""Numbers of glibc's mallopt(3)."""
 
 PACKAGES = ("medseg-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
@@ -58,6 +62,20 @@ def describe() -> dict[str, Any]:
     """Everything that run.json says of where a run took place."""
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {"versions": versions(), "git": git_state(), "devices": devices(), "command": command}
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what XLA frees on a CPU, instead of returning it and faulting it in again at every step.
+
+    Measured on two cores: a 2-D U-Net's step takes 1.3 to 1.4 times as long without it. Elsewhere it does nothing.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt = libc.mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(option, value)
 
 
 def use_compilation_cache() -> None:

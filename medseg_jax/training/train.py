@@ -34,7 +34,7 @@ from medseg_jax.methods.objective import Task, check_batch
 from medseg_jax.runtime import log as logs
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.checkpoint import Checkpoints
-from medseg_jax.runtime.environment import describe, use_compilation_cache
+from medseg_jax.runtime.environment import describe, keep_freed_memory, use_compilation_cache
 from medseg_jax.runtime.log import Log, say
 from medseg_jax.runtime.run import open_run, stage_folder
 from medseg_jax.training.optim import make_optimizer, schedule
@@ -88,6 +88,7 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
         UserError: anything that the user can mend; earlier checkpoints stay usable.
         Interrupted: SIGTERM or Ctrl-C; the state was saved.
     """
+    keep_freed_memory()
     use_compilation_cache()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
