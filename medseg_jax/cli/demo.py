@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
 
     since = time.perf_counter()
     out = Path(args.out)
-    data, run, predictions = out / "phantoms", out / "run", out / "unseen_site"
+    data, run = out / "phantoms", out / "run"
+    predictions = run / "unseen_site"
     _say(1, f"phantoms of three sites -> {data}")
     if not (data / "dataset.json").exists():
         ms.make_phantoms(data, dim=args.dim, cases=36, sites=3, size=64 if args.dim == 2 else 32, seed=0)
@@ -31,13 +32,14 @@ def main(argv: list[str]) -> int:
     ms.predict(run, data, predictions, split="test")
     scores = {"seen sites (validation)": json.loads((run / "validation" / "best" / "summary.json").read_text())}
     scores["unseen site (test)"] = ms.evaluate(predictions, data, predictions)
+    page = ms.report(run)
 
     print(f"\n{'':26s}{'Dice':>8s}{'HD95':>8s}{'NSD':>8s}   cases")
     for name, summary in scores.items():
         mean = summary["mean"]
         print(f"{name:26s}{mean['dice']:8.3f}{mean['hd95']:8.2f}{mean['nsd']:8.3f}   {summary['cases']}")
     print("The gap between the rows is what domain generalisation is about.")
-    print(f"report: {run / 'report.html'}   ({time.perf_counter() - since:.0f} s)")
+    print(f"report: {page}   ({time.perf_counter() - since:.0f} s)")
     return 0
 
 

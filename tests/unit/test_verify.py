@@ -96,7 +96,7 @@ def test_clean_with_test_and_unlabelled_cases(root):
 
 
 @pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
-@pytest.mark.parametrize("content", [b"", b"no nifti at all", gzip.compress(b"\0" * 400), None])
+@pytest.mark.parametrize("content", [b"", b"no nifti at all", gzip.compress(b"\0" * 400, mtime=0), None])
 def test_unreadable(root, folder, content):
     path = root / folder / ("c_0000.nii.gz" if folder == "imagesTr" else "c.nii.gz")
     path.write_bytes(path.read_bytes()[:60] if content is None else content)
