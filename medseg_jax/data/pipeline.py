@@ -6,10 +6,13 @@
 No state is kept and none is saved: to resume is to start at another step. A row's crop is drawn from a generator seeded
 by (seed, part, step, row), its case from a permutation of the epoch that it falls in. grain turns that function into a
 prefetching iterator, in threads (workers = 0) or in processes; the bits are the same.
-
 """
 
 import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +31,6 @@ LABELLED, UNLABELLED = 0, 1
 
 FIELDS = (("image", "case", "domain"), ("unlabelled", "unlabelled_case", "unlabelled_domain"))
 """What the fields of each part are called."""
-
 
 ROW, ORDER, EPOCH = 0, 1, 2
 """What a random stream decides: the crop of a row, the order of rows in a batch, the order of cases in an epoch."""
@@ -69,7 +71,6 @@ def stream(
     Args:
         sample_size: `dim` entries, at least the patch size: the crop that is read, so that augmentation can rotate it
             and still cut a patch out of its middle. Outside the case image and label are 0.
-
         workers: processes that read ahead; 0: two threads of this one.
         process: (index, count): this process yields rows [index * B / count, (index + 1) * B / count) of each part.
 
@@ -106,12 +107,26 @@ def _iterate(source: "_Source", workers: int, start: int) -> Iterator[Batch]:
         # grain's worker processes read absl's flags, which nobody parses outside absl.app.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(["medseg"])
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
     iterator = iter(batches)
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Ends a worker when its parent is gone: after a kill -9 it would wait for ever, holding memory and open pipes."""
+    del index, count
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 # --------------------------------------------------------------------------------------------------------- the function
@@ -268,7 +283,6 @@ def place(
 
     What is placed is the patch in the sample's middle: inside the case where it fits and centred where it does not;
     uniformly, or around `voxel` with a jitter of a quarter patch. The sample adds its margin on both sides.
-
     """
     flat = (1,) * (3 - len(patch_size))
     patch, sample = (*flat, *patch_size), (*flat, *sample_size)

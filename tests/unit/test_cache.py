@@ -278,7 +278,7 @@ def test_second_build_changes_nothing_and_another_plan_has_another_folder(datase
 
 def test_directory_comes_from_the_environment(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "there"))
-    assert cache_folder(dataset, plan()).parent == tmp_path / "there"
+    assert cache_folder(dataset, plan()).parent == tmp_path / "there" / "preprocessed"
     monkeypatch.delenv("MEDSEG_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder(dataset, plan()).parent == tmp_path / ".cache" / "medseg_jax" / "preprocessed"
