@@ -24,21 +24,15 @@ exit codes: 0 done, 1 problem (explained), 2 wrong usage"""
 
 def main(argv: list[str]) -> int:
     """Runs one of the four verbs; returns the exit code."""
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "convert": convert,
-        "check": check,
-        "plan": plan,
-        "preview": preview,
-    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2
-    if argv[0] not in verbs:
-        near = difflib.get_close_matches(argv[0], verbs, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"Verbs: {', '.join(verbs)}"
+    if argv[0] not in VERBS:
+        near = difflib.get_close_matches(argv[0], VERBS, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Verbs: {', '.join(VERBS)}"
         print(f"medseg data: no verb {argv[0]!r}. {hint}", file=sys.stderr)
         return 2
-    return verbs[argv[0]](argv[1:])
+    return VERBS[argv[0]](argv[1:])
 
 
 # ------------------------------------------------------------------------------------------------------------ convert
@@ -218,3 +212,6 @@ def preview(argv: list[str]) -> int:
     written = draw(dataset, args.out or dataset.root / "preview.png", args.cases or None, args.n)
     print(json.dumps({"written": str(written)}) if args.json else f"wrote {written}")
     return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"convert": convert, "check": check, "plan": plan, "preview": preview}
