@@ -60,7 +60,8 @@ def devices() -> dict[str, Any]:
 
 def describe() -> dict[str, Any]:
     """Everything that run.json says of where a run took place."""
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0]).name
+    command = ["medseg" if program == "__main__.py" else program, *sys.argv[1:]]
     return {"versions": versions(), "git": git_state(), "devices": devices(), "command": command}
 
 

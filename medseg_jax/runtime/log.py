@@ -16,6 +16,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from medseg_jax.types import UserError
+
 
 def say(text: str) -> None:
     """One line for the user, from process 0 only."""
@@ -38,7 +40,14 @@ class Log:
         self._board: Any = None
         self._printed = 0.0
         if tensorboard and self.main:
-            from tensorboardX import SummaryWriter
+            try:
+                from tensorboardX import SummaryWriter
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    "TensorBoard files need a package that is not installed",
+                    found=error,
+                    remedy="pip install 'medseg-jax[tensorboard]'; log.jsonl is written without it",
+                ) from error
 
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
@@ -63,10 +72,12 @@ class Log:
             self._task = self._bar.add_task(stage, total=steps, completed=step, note="")
 
     def stop(self) -> None:
-        """Closes the progress display."""
+        """Closes the progress display; what was written is on disk."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._board is not None:
+            self._board.close()  # the next stage opens another file
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One entry: a line of JSON, the progress display, TensorBoard."""

@@ -1,0 +1,75 @@
+"""What a run says: log.jsonl, TensorBoard, progress.png."""
+
+import builtins
+import json
+
+import pytest
+from PIL import Image
+
+from medseg_jax.runtime import log as logs
+from medseg_jax.runtime.log import Log
+from medseg_jax.types import UserError
+
+
+def filled(folder, **options):
+    log = Log(folder, **options)
+    log.start("train", 0, 30)
+    for step in (10, 20, 30):
+        log.write("train", step, loss=1 / step, lr=1e-3)
+        log.write("val", step, dice=step / 100, **{"dice/organ": step / 100})
+    log.stop()
+    return log
+
+
+def test_lines_can_be_read_and_one_cut_off_by_a_kill_is_left_out(tmp_path):
+    log = filled(tmp_path)
+    entries = logs.read(log.path)
+    assert [e["step"] for e in entries if e["kind"] == "train"] == [10, 20, 30]
+    log.path.write_bytes(log.path.read_bytes()[:-9])
+    assert logs.read(log.path) == entries[:-1]
+
+
+def test_rewind_drops_what_a_resumed_run_will_write_again(tmp_path):
+    log = filled(tmp_path)
+    with log.path.open("a") as file:
+        file.write(json.dumps({"kind": "train", "stage": "second", "step": 5}) + "\n")
+    log.rewind("train", 20, ("second",))
+    assert [(e["kind"], e["step"]) for e in logs.read(log.path)] == [
+        ("train", 10), ("val", 10), ("train", 20), ("val", 20),
+    ]  # fmt: skip
+
+
+def test_piped_output_is_plain_lines(tmp_path, capsys):
+    filled(tmp_path)
+    err = capsys.readouterr().err
+    assert "train 30/30  val  dice 0.3" in err
+    assert "\x1b" not in err
+
+
+def test_progress_picture_is_drawn(tmp_path):
+    logs.draw_progress(tmp_path / "progress.png", logs.read(filled(tmp_path).path))
+    with Image.open(tmp_path / "progress.png") as picture:
+        assert picture.size[0] > 500
+    assert [p.name for p in tmp_path.glob("*.tmp*")] == []
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboardX")
+    filled(tmp_path, tensorboard=True)
+    content = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    for tag in (b"train/train/loss", b"train/train/lr", b"train/val/dice/organ"):
+        assert content.count(tag) == 3
+
+
+def test_tensorboard_that_is_missing_is_explained(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("tensorboardX"):
+            raise ModuleNotFoundError("No module named 'tensorboardX'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match="not installed") as caught:
+        Log(tmp_path, tensorboard=True)
+    assert "medseg-jax[tensorboard]" in str(caught.value)
