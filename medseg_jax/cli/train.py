@@ -24,6 +24,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-report", action="store_true", help="no final scores and report.html")
     parser.add_argument("--fields", action="store_true", help="list all fields of the config that can be overridden")
     args, rest = parser.parse_known_args(argv)
+    if args.fold is not None and args.fold != "all" and not args.fold.isdigit():
+        parser.error(f"--fold must be a number or all, not {args.fold}")
 
     from medseg_jax import config as configs
 
@@ -37,8 +39,6 @@ def main(argv: list[str]) -> int:
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.train import Interrupted, train
 
-    if args.fold is not None and args.fold != "all" and not args.fold.isdigit():
-        parser.error(f"--fold must be a number or all, not {args.fold}")
     out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
     try:
         if args.fold is None:

@@ -19,6 +19,7 @@ from PIL import Image
 from medseg_jax.data.cache import preprocess, restore
 from medseg_jax.data.geometry import resample, spacing_canonical, to_canonical
 from medseg_jax.data.plan import Plan
+from medseg_jax.inference import uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.ensemble import resample_slabs
 from medseg_jax.inference.predict import CasesFailed, Settings, predict, segment
@@ -64,9 +65,8 @@ def make_run(folder: Path, patch: tuple[int, ...] = (4, 6, 8), network=threshold
     manifest.write_text(json.dumps({"files": {}, "self": weights}))
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "low": 1, "high": 2}}))
     channels = changes.pop("channels", ("MR",))
-    plan = make_plan(
-        patch, **{"normalization": ({"scheme": "none"},) * len(channels)} | changes, in_channels=len(channels)
-    )
+    changes = {"normalization": ({"scheme": "none"},) * len(channels)} | changes
+    plan = make_plan(patch, in_channels=len(channels), **changes)
     labels = Labels(plan.classes, tuple((i + 1,) for i in range(len(plan.classes))))
     return SimpleNamespace(
         path=folder, plan=plan, labels=labels, channels=channels, predict=network, checkpoint="best", step=7
@@ -524,7 +524,8 @@ def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 for name in ("small", "large"):
     folder = Path(sys.argv[2]) / name
-    run = make_run(folder / "run", {patch}, jax.jit(few), spacing={spacing}, normalization=({{"scheme": "zscore", "nonzero": False}},))
+    zscore = ({{"scheme": "zscore", "nonzero": False}},)
+    run = make_run(folder / "run", {patch}, jax.jit(few), spacing={spacing}, normalization=zscore)
     before = peak()
     predict(run, folder / "in", folder / "out", progress=False, overlap=0.25)
 image, geometry = io.read_image(folder / "in" / "a.nii")
