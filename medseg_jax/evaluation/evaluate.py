@@ -143,7 +143,7 @@ def evaluate(
             cases with a problem are listed at once; nothing is written.
     """
     view = ref if isinstance(ref, Dataset) else None
-    ref = view.root if view else Path(ref)
+    ref = ref.root if isinstance(ref, Dataset) else Path(ref)
     found = find_pairs(Path(pred).absolute(), ref.absolute(), split, missing, view)
     notes = list(found.notes)
     labels = labels or found.labels

@@ -14,6 +14,9 @@ from medseg_jax.inference.sliding_window import memory_bound, plan_windows, slab
 from medseg_jax.runtime.run import Run
 from medseg_jax.types import Geometry
 
+SLACK = 16 * 2**20
+"""For what does not grow with the image: the allocator's rounding, tables, single slices in double precision."""
+
 
 def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], settings: Any) -> int:
     """Upper bound in bytes on what predicting an image [*s, c] takes beyond the program and the network's own needs.
@@ -22,11 +25,14 @@ def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], setti
     read: the largest of
 
         reading         V c (i + stored bytes a value)
-        preparing r     V c i + V (c + 1) 4 [normalised] + V [mask of what is finite] + 4 sum_(q <= r) V_q c
-                        + 12 max(V, V_r) [a channel while it is resampled]; the last two only where it is resampled
+        preparing r     V c i + 4 V c [normalised] + 4 sum_(q < r) V_q c [earlier runs];
+                        where non-zero voxels count also V (c + 1) [masks];
+                        where it is resampled also 4 V_r c + 12 max(V, V_r) [one channel's copies]
         predicting      4 sum_r V_r c (once more for each zoomed image) + V [labels] + for every member its slabs and
                         batches (`memory_bound`), 6 slabs more where it is resampled, and one slab of the mean
         writing         2 V, 8 V more with post-processing; 4 V more for one map of probability or uncertainty
+
+    and SLACK on top.
 
     Args:
         settings: `predict.Settings`.
@@ -45,13 +51,14 @@ def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], setti
         resampled = new != shape
         prepared = 4 * prod(new) * channels
         inputs += prepared
+        masks = voxels * (channels + 1) if any(entry.get("nonzero") for entry in run.plan.normalization) else 0
         extra = 12 * max(voxels, prod(new)) + inputs if resampled else inputs - prepared
-        phases.append(voxels * channels * value + 4 * voxels * (channels + 1) + voxels + extra)
+        phases.append(voxels * channels * (value + 4) + masks + extra)
         members = len(tta.views(settings.tta, run.plan.dim)) if settings.uncertainty else 1
         for factor in tta.scales(settings.tta):
             predicting += members * _member_bound(run, record, factor, settings)
             predicting += 4 * prod(zoomed_shape(record, factor, run.plan.dim)) * channels
-    return max(*phases, predicting)
+    return max(*phases, predicting) + SLACK
 
 
 def _member_bound(run: Run, record: Record, factor: float, settings: Any) -> int:

@@ -486,7 +486,7 @@ def final_scores(out: Path, dataset: Dataset) -> None:
         return
     folders = {checkpoint: out / "validation" / checkpoint for checkpoint in ("last", "best")}
     for checkpoint, folder in folders.items():
-        run = open_run(out, checkpoint)
+        run = open_run(out, "last" if checkpoint == "last" else "best")
         predict(run, dataset, folder, split="val", postprocessing="none", overwrite=True)
         evaluate(folder, dataset, folder)
     choose_and_score(out, dataset, folders)

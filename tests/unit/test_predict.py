@@ -356,7 +356,7 @@ def test_probabilities_asked_for_later_repeat_the_case(tmp_path):
     assert network.calls == 2 * calls
 
 
-# ------------------------------------------------------------------------------------- ensembles, views, post-processing
+# ------------------------------------------------------------------------------------ ensembles, views, post-processing
 
 
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 1.5)])
