@@ -37,6 +37,7 @@ _HOME = {
     "predict": "inference.predict",
     "report": "evaluation.report",
     "train": "training.train",
+    "train_folds": "training.folds",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
     from medseg_jax.runtime.run import open_run
+    from medseg_jax.training.folds import train_folds
     from medseg_jax.training.train import train
     from medseg_jax.types import Labels, UserError
 
