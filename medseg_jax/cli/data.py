@@ -50,7 +50,8 @@ def convert(argv: list[str]) -> int:
 
         What was decided is shown; where several readings are possible, the options to choose between are listed (and
         asked for on a terminal). Recognised: nnU-Net v2 and Medical Segmentation Decathlon folders, folders of images
-        and masks (of several sites, splits, classes, objects), h5 and npz arrays, a folder for each case.
+        and masks (of several sites, splits, classes, objects), h5 and npz arrays, a folder for each case, DICOM series
+        with masks beside them.
         """
 
         src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]

@@ -22,7 +22,8 @@ class Arguments:
     run: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
     """folders of runs, or of cross-validated runs"""
     input: Annotated[Path, arg(aliases=["-i"], metavar="IN")]
-    """an image, a folder of images (a file per channel: CASE_0000.nii.gz, CASE_0001.nii.gz; or pictures), a data set"""
+    """an image, a folder of images (a file per channel: CASE_0000.nii.gz, CASE_0001.nii.gz; or pictures), a DICOM
+    series or a folder of them, a data set"""
     output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """folder for the predictions"""
     checkpoint: Literal["best", "last"] = "best"
@@ -40,6 +41,8 @@ class Arguments:
     """also write probabilities, to OUT/probabilities"""
     uncertainty: bool = False
     """also write entropy, and variance and mutual information of runs and augmented views, to OUT/uncertainty"""
+    dicom_seg: bool = False
+    """also write OUT/CASE.dcm, a DICOM-SEG that refers to the DICOM series it was made of"""
     postprocessing: Literal["chosen", "none"] = "chosen"
     """as the run chose on its validation cases (RUN/postprocessing.json), or none"""
     overwrite: bool = False
@@ -73,6 +76,7 @@ def main(argv: list[str]) -> int:
             split=args.split,
             save_probabilities=args.probabilities,
             save_uncertainty=args.uncertainty,
+            save_dicom_seg=args.dicom_seg,
             postprocessing=args.postprocessing,
             overwrite=args.overwrite,
         )

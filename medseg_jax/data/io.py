@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 from PIL import Image, ImageOps
 
+from medseg_jax.data.dicom import is_dicom, read_series
 from medseg_jax.data.nifti import LARGEST_RATIO, check_declared, read_nifti, write_nifti
 from medseg_jax.types import Geometry, UserError
 
@@ -72,8 +73,15 @@ def stem(path: str | Path) -> str:
     return name[: len(name) - len(suffix(path))]
 
 
+def kind(path: str | Path) -> str | None:
+    """The reader behind a path: that of its suffix, "dicom" for a series (its folder, or one of its files), or None."""
+    path = Path(path)
+    known = None if path.is_dir() else SUFFIXES.get(suffix(path))
+    return known or ("dicom" if is_dicom(path) else None)
+
+
 def list_files(folder: str | Path) -> list[Path]:
-    """The readable, visible files directly in `folder`, sorted by name."""
+    """The readable, visible files (but not DICOM, whose files are slices) directly in `folder`, sorted by name."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("No such folder", file=folder, remedy="check the path")
@@ -87,6 +95,7 @@ def read_image(path: str | Path, key: str | None = None) -> tuple[np.ndarray, Ge
     """Image [*s, c] in the file's integer type, or float32 if it holds fractions or a NIfTI scale factor.
 
     Args:
+        path: a file; for a DICOM series its folder or one of its files.
         key: name of the array in an NPZ or HDF5 file; by default "image", or the file's only array.
 
     NaN and infinity are passed on as they are: `data.verify` reports them.
@@ -109,6 +118,8 @@ def read_label(path: str | Path, key: str | None = None) -> tuple[np.ndarray, Ge
 
 def _read(path: Path, role: Role, key: str | None) -> tuple[np.ndarray, Geometry]:
     """Any file -> array [*s, c] of numbers in this machine's byte order, and where it lies."""
+    if role == "image" and kind(path) == "dicom":
+        return read_series(path)
     with _reading(path), np.errstate(over="ignore", invalid="ignore"):
         match SUFFIXES[suffix(path)]:
             case "nifti":

@@ -1,4 +1,4 @@
-"""Which files are a case, and reading them: a single image, a folder of images, a data set."""
+"""Which files are a case, and reading them: a single image, a folder of images, DICOM series, a data set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg_jax.data import io
+from medseg_jax.data import dicom, io
 from medseg_jax.data.dataset import CHANNEL, Dataset
 from medseg_jax.data.geometry import same_space
 from medseg_jax.types import Case, Geometry, UserError
@@ -16,10 +16,12 @@ def find_cases(input: str | Path | Dataset, channels: Sequence[str], split: str 
     """The cases that a path stands for, sorted by id. Opens no image.
 
     A file <case>_0000 ... <case>_000n is one channel of a case if the folder uses such names (some file ends in _0000);
-    a picture like IMG_0007.jpg on its own is a case. One file <case>_0000 may hold all channels (RGB).
+    a picture like IMG_0007.jpg on its own is a case. One file <case>_0000 may hold all channels (RGB). A folder without
+    images may hold DICOM series, in itself or in folders below it: each is a case; only their headers are read.
 
     Args:
-        input: an image, a folder of images, or a data set, opened or its folder.
+        input: an image, a folder of images, a DICOM series (its folder or one of its files), a folder of such series,
+            or a data set, opened or its folder.
         channels: names of the run's channels.
         split: of a data set folder.
     """
@@ -27,13 +29,16 @@ def find_cases(input: str | Path | Dataset, channels: Sequence[str], split: str 
         return _dataset_cases(input, channels, split)
     input = Path(input)
     if input.is_file():
-        cases = _one_file(input, len(channels))
+        cases = _series([dicom.series_of(input)]) if io.kind(input) == "dicom" else _one_file(input, len(channels))
     elif not input.is_dir():
         raise UserError("There is no such image or folder", file=input, remedy="check the path after -i")
     elif files := io.list_files(input):
+        _refuse_mixture(input, files)
         cases = _group(files)
     elif (input / "dataset.json").is_file():
         return _dataset_cases(Dataset.open(input), channels, split)
+    elif (series := dicom.find_series(input)) or io.kind(input) == "dicom":
+        cases = _series(series or [dicom.series_of(input)])
     else:
         inside = sorted(p.name for p in input.iterdir() if p.is_dir() and not p.name.startswith("."))
         raise UserError(
@@ -64,6 +69,23 @@ def _dataset_cases(dataset: Dataset, channels: Sequence[str], split: str | None)
             f"The data set has no case in split {split}", file=dataset.root, remedy="leave --split out for all cases"
         )
     return tuple(sorted((dataclasses.replace(case, label=None) for case in cases), key=lambda case: case.id))
+
+
+def _series(found: Sequence[dicom.Series]) -> tuple[Case, ...]:
+    return tuple(Case(series.id, (series.path,), patient=series.patient) for series in found)
+
+
+def _refuse_mixture(folder: Path, files: Sequence[Path]) -> None:
+    """A mask beside its DICOM series must not be taken for the image."""
+    if io.kind(folder) == "dicom":
+        slice_ = next(path for path in sorted(folder.iterdir()) if path.is_file() and io.kind(path) == "dicom")
+        raise UserError(
+            "The folder holds a DICOM series and other images",
+            file=folder,
+            found=f"{slice_.name} ...; {', '.join(path.name for path in files[:5])}",
+            expected="one or the other",
+            remedy=f"-i {slice_} for the series, -i {files[0]} for an image",
+        )
 
 
 def _numbered(path: Path) -> tuple[str, int] | None:
@@ -136,5 +158,5 @@ def load_case(case: Case, channels: Sequence[str]) -> tuple[np.ndarray, Geometry
 
 
 def _expected_files(case: Case, channels: Sequence[str]) -> str:
-    ending = io.suffix(case.images[0])
+    ending = ".nii.gz" if io.kind(case.images[0]) == "dicom" else io.suffix(case.images[0])
     return ", ".join(f"{case.id}_{i:04d}{ending} ({name})" for i, name in enumerate(channels))

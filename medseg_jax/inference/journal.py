@@ -145,9 +145,15 @@ def _read_journal(path: Path) -> dict[str, Any] | None:
 
 
 def _stamps(case: Case) -> dict[str, list[int]]:
-    """Size and time of last change of a case's files: enough to notice that they were replaced."""
-    stats = {path.name: path.stat() for path in case.images}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    """Size and time of last change of a case's files: enough to notice that they were replaced. Of a DICOM series the
+    sums over its folder."""
+    stamps = {}
+    for path in case.images:
+        folder = path if path.is_dir() else path.parent
+        files = [path] if io.kind(path) != "dicom" else [p for p in folder.iterdir() if p.is_file()]
+        stats = [file.stat() for file in files]
+        stamps[path.name] = [sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)]
+    return stamps
 
 
 def weights_sha256(run: Run) -> str | None:

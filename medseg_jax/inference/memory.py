@@ -30,7 +30,8 @@ def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], setti
                         where it is resampled also 4 V_r c + 12 max(V, V_r) [one channel's copies]
         predicting      4 sum_r V_r c (once more for each zoomed image) + V [labels] + for every member its slabs and
                         batches (`memory_bound`), 6 slabs more where it is resampled, and one slab of the mean
-        writing         2 V, 8 V more with post-processing; 4 V more for one map of probability or uncertainty
+        writing         2 V, 8 V more with post-processing; 4 V more for one map of probability or uncertainty;
+                        10 V more for each channel [masks of a DICOM-SEG]
 
     and SLACK on top.
 
@@ -42,6 +43,8 @@ def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], setti
     phases = [voxels * channels * (value + stored), (10 if settings.cleaning else 2) * voxels]
     if settings.extras:
         phases[-1] += 4 * voxels
+    if settings.dicom_seg:
+        phases[-1] += 10 * voxels * runs[0].labels.channels
     inputs, predicting = 0, 2 * voxels
     for run in runs:
         shape = canonical_shape(geometry)

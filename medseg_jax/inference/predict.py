@@ -7,7 +7,8 @@
 Probabilities are decoded as soon as a slab is finished, also when they must be resampled to the image's own grid first;
 a volume of all probabilities is held only if it is asked for, and then in a temporary file instead of in memory.
 
-    OUT/<case><ending>             label maps; NIfTI and arrays end as the input does, pictures are PNG
+    OUT/<case><ending>             label maps; NIfTI and arrays end as the input does, pictures are PNG, DICOM is NIfTI
+    OUT/<case>.dcm                 on request, of DICOM series: DICOM-SEG that refers to the series (dicom_seg.py)
     OUT/probabilities/<case>.npz   on request: probabilities [*s, k] float16, classes [k]; and one image per class
     OUT/uncertainty/               on request: <case>_entropy<ending> and others (uncertainty.py); <case>.npz
     OUT/dataset.json               the run's, so that `medseg evaluate OUT REFERENCE` knows the classes
@@ -34,7 +35,7 @@ from medseg_jax.data import io
 from medseg_jax.data.cache import Preprocessed, preprocess
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.geometry import from_canonical
-from medseg_jax.inference import postprocess, tta, uncertainty
+from medseg_jax.inference import dicom_seg, postprocess, tta, uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.ensemble import bounding_box, in_frame, in_lockstep, mean, member_slabs
 from medseg_jax.inference.journal import Journal, lock
@@ -77,6 +78,7 @@ class Settings:
     batch_size: int | None = None
     probabilities: bool = False
     uncertainty: bool = False
+    dicom_seg: bool = False
     cleaning: Mapping[str, Cleaning] = field(default_factory=dict)
 
     @property
@@ -101,6 +103,7 @@ def predict(
     split: str | None = None,
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
+    save_dicom_seg: bool = False,
     postprocessing: Literal["chosen", "none"] = "chosen",
     overwrite: bool = False,
     progress: bool = True,
@@ -111,7 +114,7 @@ def predict(
         runs: a run's folder or an opened run; or several, whose probabilities are averaged in the image's own grid. A
             cross-validated run stands for all its folds. They must agree on channels and classes; plans may differ.
         input: one image; a folder of images (<case>_0000.nii.gz, <case>_0001.nii.gz ... one file per channel, or plain
-            pictures); or a data set, opened or its folder. Never written to.
+            pictures); a DICOM series or a folder of them; or a data set, opened or its folder. Never written to.
         output: folder for the predictions; created if missing.
         checkpoint: "best" on validation, or "last"; opened runs keep theirs.
         tta: test-time augmentation, some of "flips", "rot90", "scale" (see inference/tta.py); True means flips.
@@ -121,6 +124,7 @@ def predict(
         save_probabilities: also write the probabilities.
         save_uncertainty: also write maps of entropy and, where several predictions are averaged, of their variance and
             mutual information. It holds a slab for each of them, instead of one for all augmented views.
+        save_dicom_seg: also write each label map as DICOM-SEG; all cases must be DICOM series.
         postprocessing: "chosen": as the run chose on its validation cases; "none".
         overwrite: predict every case anew, also where `output` was made by another run or with other settings; what
             that run left there is removed.
@@ -144,11 +148,14 @@ def predict(
         batch_size,
         save_probabilities,
         save_uncertainty,
+        save_dicom_seg,
         postprocess.load(folders, opened[0].checkpoint) if postprocessing == "chosen" else {},
     )
     _check_settings(settings, opened)
     cases = find_cases(input, opened[0].channels, split)
     _refuse_output_among_inputs(cases, output)
+    if settings.dicom_seg:
+        dicom_seg.require_dicom(cases)
     written: list[Path] = []
     failed: dict[str, str] = {}
     with lock(output), Display(len(cases), progress) as display:
@@ -157,7 +164,7 @@ def predict(
             shutil.copyfile(opened[0].path / "dataset.json", output / "dataset.json")
         for case in cases:
             try:
-                label = journal.find(case, settings.extras)
+                label = journal.find(case, [*settings.extras, *([f"{case.id}.dcm"] if settings.dicom_seg else [])])
                 label = label or _predict_case(opened, case, output, settings, journal, display)
                 written.append(label)
             except Exception as error:  # one broken case must not cost the others
@@ -185,7 +192,8 @@ def _that_matter(settings: Settings) -> dict[str, Any]:
 
 
 def _refuse_output_among_inputs(cases: Iterable[Case], output: Path) -> None:
-    folders = {path.parent.resolve() for case in cases for path in case.images}
+    images = [path for case in cases for path in case.images]
+    folders = {(path if path.is_dir() else path.parent).resolve() for path in images}
     if output.resolve() in folders:
         raise UserError(
             "Predictions would lie among the images, and replace those of the same name",
@@ -224,6 +232,9 @@ def _predict_case(
         files += _write_probabilities(runs[0], kept, geometry, target)
     if maps:
         files += _write_maps(maps, geometry, target)
+    if settings.dicom_seg:
+        files.append(output / f"{case.id}.dcm")
+        dicom_seg.write(files[-1], label, labels, case.images[0])
     io.write_label(target, label, geometry)
     seconds = time.perf_counter() - started
     journal.add(case, [p.relative_to(output) for p in files], label.shape, seconds)
@@ -308,7 +319,7 @@ def _scratch(folder: Path, dtype: type, shape: Sequence[int]) -> np.ndarray:
 
 def _ending(image: Path, geometry: Geometry) -> str:
     """Suffix of the label map that belongs to an image."""
-    ending = io.suffix(image)
+    ending = ".nii.gz" if io.kind(image) == "dicom" else io.suffix(image)
     if io.SUFFIXES[ending] != "picture":
         return ending
     return ".png" if len(geometry.shape) == 2 else ".tif"

@@ -9,10 +9,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from medseg_jax.data import io
+from medseg_jax.data import dicom, io
 from medseg_jax.data.convert.found import Found, Layout, Mask
 from medseg_jax.data.convert.options import Ambiguous, Options
 from medseg_jax.data.convert.pairs import find_pairs
+from medseg_jax.data.convert.series import find_series_cases
 from medseg_jax.data.convert.words import IMAGE, MASK, natural, plain, read_name
 from medseg_jax.data.dataset import Dataset, group_channels
 from medseg_jax.types import UserError
@@ -36,12 +37,14 @@ def recognise(src: Path, options: Options) -> Layout:
         described = _read_description(src)
         return _find_nnunet(src) if "channel_names" in described else _find_msd(src, described)
     files = scan(src)
+    if options.layout == "auto" and (series := dicom.find_series(src)):
+        return find_series_cases(src, series, files, options)
     if not files:
         raise UserError(
             "No image found",
             file=src,
             found=f"{sum(1 for p in src.rglob('*') if p.is_file())} files of other kinds",
-            expected=", ".join(sorted(io.SUFFIXES)),
+            expected=f"{', '.join(sorted(io.SUFFIXES))}, DICOM series",
         )
     containers = [path for path in files if io.suffix(path) in CONTAINERS]
     if options.layout == "arrays" or (options.layout == "auto" and len(containers) * 2 > len(files)):

@@ -67,7 +67,7 @@ def find_pairs(src: Path, files: Sequence[Path], options: Options) -> Layout:
         notes.append(
             ("not used", f"{len(rois)} fields of view (--roi {Path(rois[0].tree).name} ignores what lies outside)")
         )
-    cases = _mind_unmatched(src, cases, options)
+    cases = mind_unmatched(src, cases, options)
     if not options.roi:
         cases = [replace(case, roi=None) for case in cases]
     return Layout("image and mask files", tuple(cases), instances=instances, notes=tuple(notes))
@@ -86,7 +86,7 @@ def _read_piece(src: Path, path: Path, options: Options, above: int) -> Piece:
     for name, meant in ((options.images, IMAGE), (options.masks, MASK), (options.roi, ROI)):
         if name is None:
             continue
-        hit = _matches(relative, name)
+        hit = matches(relative, name)
         if hit is not None:
             role, at = meant, (hit if hit >= 0 else at)
         elif role == meant:
@@ -101,7 +101,7 @@ def _read_piece(src: Path, path: Path, options: Options, above: int) -> Piece:
     return Piece(path, io.stem(path), role, split, tuple(others), tag, tree)
 
 
-def _matches(relative: Path, patterns: str) -> int | None:
+def matches(relative: Path, patterns: str) -> int | None:
     """Index of the folder that a pattern names, -1 for a match of the whole path, None for none."""
     for pattern in filter(None, (p.strip().strip("/") for p in patterns.split(","))):
         if any(sign in pattern for sign in "*?["):
@@ -374,7 +374,12 @@ def _class_endings(pairs: list[Pair], cases: list[Found]) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------- images without masks
 
 
-def _mind_unmatched(src: Path, cases: list[Found], options: Options) -> list[Found]:
+def mind_unmatched(src: Path, cases: list[Found], options: Options) -> list[Found]:
+    """Cases without a mask are what the user says they are.
+
+    Raises:
+        Ambiguous: he does not say.
+    """
     without = [case for case in cases if not case.masks]
     if options.empty:
         return [replace(case, labelled=True) for case in cases]

@@ -352,7 +352,7 @@ def _neighbours_alike(cases: list[Found]) -> dict[str, str]:
     alike = {}
     for domain in sorted({case.domain for case in cases}):
         members = sorted((c for c in cases if c.domain == domain), key=lambda c: natural(c.name))[:48]
-        pictures = all(io.SUFFIXES.get(io.suffix(c.file)) == "picture" for c in members)
+        pictures = all(io.kind(c.file) == "picture" for c in members)
         if len(members) < 10 or not pictures or any(c.patient for c in members):
             continue
         thumbnails = np.stack([_thumbnail(c.file) for c in members])  # [n, 4096]

@@ -55,7 +55,9 @@ def run(src: Path, dst: Path, options: Options) -> Dataset:
 def _describe(
     layout: Layout, options: Options, cases: list[Found], channels: tuple[str, ...], ending: str
 ) -> list[tuple[str, str]]:
-    suffixes = Counter(io.suffix(path) for case in cases for path in case.images)
+    suffixes = Counter(
+        "DICOM" if io.kind(path) == "dicom" else io.suffix(path) for case in cases for path in case.images
+    )
     images = ", ".join(f"{number} {suffix}" for suffix, number in sorted(suffixes.items()))
     unlabelled = sum(not case.labelled for case in cases)
     lossless = ", without loss" if ending == ".png" and {".jpg", ".jpeg"} & set(suffixes) else ""

@@ -76,7 +76,7 @@ def _remove_leftover(folder: Path) -> None:
 
 def choose_ending(cases: Sequence[Found], layout: Layout) -> str:
     """One ending for all files: .nii.gz for volumes, .png for pictures of whole numbers, .tif for other pictures."""
-    kinds = {io.SUFFIXES[io.suffix(path)] for case in cases for path in case.images}
+    kinds = {io.kind(path) for case in cases for path in case.images}
     if kinds == {"nifti"}:
         return ".nii.gz"
     if kinds == {"picture"} and not any(io.suffix(p) in (".tif", ".tiff") for c in cases for p in c.images):
@@ -105,7 +105,7 @@ def choose_channels(cases: Sequence[Found], layout: Layout, options: Options) ->
     Pictures are looked at by their headers alone: grey ones among coloured ones become coloured.
     """
     given = tuple(name.strip() for name in (options.channels or "").split(",") if name.strip())
-    if all(io.SUFFIXES[io.suffix(case.file)] == "picture" and len(case.images) == 1 for case in cases):
+    if all(io.kind(case.file) == "picture" and len(case.images) == 1 for case in cases):
         number = max(picture_channels(case.file) for case in cases)
     else:
         number = read_channels(cases[0], layout)[0].shape[-1]
@@ -168,8 +168,8 @@ class Writer:
         self.root, self.ending, self.channels = root, ending, channels
         self.layout, self.coding, self.options = layout, coding, options
         self.spacing = parse_numbers("spacing", options.spacing)
-        if self.spacing and (ending != ".nii.gz" or io.SUFFIXES[io.suffix(sample.file)] == "nifti"):
-            found = "NIfTI files say it themselves" if ending == ".nii.gz" else "pictures have none"
+        if self.spacing and (ending != ".nii.gz" or io.kind(sample.file) in ("nifti", "dicom")):
+            found = "NIfTI and DICOM files say it themselves" if ending == ".nii.gz" else "pictures have none"
             raise UserError("--spacing is for arrays", file=sample.file, found=found)
         self.units: set[str] = set()
         self.resized = self.ignored = 0
@@ -209,7 +209,7 @@ class Writer:
                 expected=self.channels,
             )
         turn = None
-        if len(geometry.shape) == 3 and geometry.header is None:
+        if len(geometry.shape) == 3 and geometry.header is None and io.kind(case.file) != "dicom":
             turn = self._axes(geometry.shape)
             image = image.transpose(*turn, 3)
             geometry = self._place(image.shape[:3], geometry)
