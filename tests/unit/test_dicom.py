@@ -8,15 +8,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("pydicom", reason="pip install 'medseg-jax[dicom]'")
-highdicom = pytest.importorskip("highdicom", reason="pip install 'medseg-jax[dicom]'")
-
 from medseg_jax.data import dicom, io
 from medseg_jax.data.convert import convert
 from medseg_jax.data.geometry import same_space
 from medseg_jax.inference import dicom_seg
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.types import Case, Labels, UserError
+
+pytest.importorskip("pydicom", reason="pip install 'medseg-jax[dicom]'")
+highdicom = pytest.importorskip("highdicom", reason="pip install 'medseg-jax[dicom]'")
 
 
 def _load(name: str):
