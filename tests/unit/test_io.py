@@ -73,8 +73,8 @@ def test_missing_empty_unknown(tmp_path):
     for ending in io.SUFFIXES:
         (tmp_path / f"zero{ending}").touch()
         refused(tmp_path / f"zero{ending}", "empty", "0 bytes")
-    (tmp_path / "x.dcm").write_bytes(b"DICM")
-    refused(tmp_path / "x.dcm", "Unknown file format", ".nii.gz")
+    (tmp_path / "x.xyz").write_bytes(b"DICM")
+    refused(tmp_path / "x.xyz", "Unknown file format", ".nii.gz")
 
 
 # ---------------------------------------------------------------------------------------------------------- round trips
