@@ -59,7 +59,10 @@ SUFFIXES: dict[str, str] = {
 }
 """Readable suffixes (lower case) and the reader behind each."""
 
-ATTACHED = {".nhdr": ".nrrd", ".mhd": ".mha"}
+PLACED = ("nifti", "nrrd", "metaimage")
+"""Readers of files that say where their voxels lie."""
+
+DETACHED = {".nhdr": ".nrrd", ".mhd": ".mha"}
 """Headers whose voxels lie in a file beside them -> what is written instead: one file is there as a whole or not."""
 
 _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
@@ -168,7 +171,7 @@ def write_label(path: str | Path, label: np.ndarray, geometry: Geometry) -> None
 def _write(path: Path, array: np.ndarray, geometry: Geometry, role: Role) -> None:
     if suffix(path) not in SUFFIXES:
         raise UserError("Unknown file format", file=path, found=suffix(path), expected=", ".join(SUFFIXES))
-    if whole := ATTACHED.get(suffix(path)):
+    if whole := DETACHED.get(suffix(path)):
         raise UserError("Header and voxels are written into one file", file=path, remedy=f"write {whole}")
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:

@@ -285,7 +285,7 @@ def _ending(image: Path, geometry: Geometry) -> str:
     """Suffix of the label map that belongs to an image."""
     ending = io.suffix(image)
     if io.SUFFIXES[ending] != "picture":
-        return io.ATTACHED.get(ending, ending)
+        return io.DETACHED.get(ending, ending)
     return ".png" if len(geometry.shape) == 2 else ".tif"
 
 

@@ -763,8 +763,8 @@ def samples(tmp_path_factory) -> dict[str, bytes]:
     label = np.random.default_rng(0).integers(0, 3, (9, 9, 9)).astype(np.uint8)
     files = {}
     for ending, kind in io.SUFFIXES.items():
-        if ending in io.ATTACHED:  # the header of the attached form, and its voxels in a file of their own
-            whole = files[io.ATTACHED[ending]]
+        if ending in io.DETACHED:  # the header of the attached form, and its voxels in a file of their own
+            whole = files[io.DETACHED[ending]]
             mark, line = (
                 (b"\n\n", b"\ndata file: fuzzed.raw\n\n") if ending == ".nhdr" else (b"LOCAL\n", b"fuzzed.raw\n")
             )

@@ -168,8 +168,7 @@ class Writer:
         self.root, self.ending, self.channels = root, ending, channels
         self.layout, self.coding, self.options = layout, coding, options
         self.spacing = parse_numbers("spacing", options.spacing)
-        says_it = io.SUFFIXES[io.suffix(sample.file)] in ("nifti", "nrrd", "metaimage")
-        if self.spacing and (ending != ".nii.gz" or says_it):
+        if self.spacing and (ending != ".nii.gz" or io.SUFFIXES[io.suffix(sample.file)] in io.PLACED):
             found = "these files say it themselves" if ending == ".nii.gz" else "pictures have none"
             raise UserError("--spacing is for arrays", file=sample.file, found=found)
         self.units: set[str] = set()
