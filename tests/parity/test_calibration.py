@@ -1,4 +1,4 @@
-"""Calibration metrics equal torchmetrics' and scikit-learn's on the golden files; cases, sizes and tolerance from them."""
+"""Calibration metrics equal torchmetrics' and scikit-learn's on the golden files; all sizes come from them."""
 
 import json
 import os

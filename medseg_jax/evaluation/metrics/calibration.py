@@ -3,8 +3,8 @@
 Voxels are put into bins by their confidence. With n_b voxels in bin b, conf_b their mean confidence and acc_b the share
 of them that are right:
 
-    ECE = sum_b n_b / n |acc_b - conf_b|      RMS = sqrt(sum_b n_b / n (acc_b - conf_b)^2)      MCE = max_b |acc_b - conf_b|
-    Brier = mean (p - y)^2                    NLL = - mean log p(true class)
+    ECE = sum_b n_b / n |acc_b - conf_b|    RMS = sqrt(sum_b n_b / n (acc_b - conf_b)^2)    MCE = max_b |acc_b - conf_b|
+    Brier = mean (p - y)^2                  NLL = - mean log p(true class)
 
 (Guo et al. 2017, arXiv 1706.04599; Naeini et al. 2015; Brier 1950.) Two questions look alike and are not:
 
@@ -94,7 +94,7 @@ def reliability(
 
 
 def top_label(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [*s, k] and true channels [*s] -> confidence [*s] of the likeliest class, and whether it is right."""
+    """Probabilities [*s, k] and true channels [*s] -> confidence [*s] of the likeliest class; if it is right."""
     best = np.argmax(probabilities, -1)
     return np.take_along_axis(probabilities, best[..., None], -1)[..., 0], best == labels
 
@@ -106,7 +106,7 @@ def brier(probability: np.ndarray, labels: np.ndarray) -> float:
 
 
 def brier_multiclass(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Squared errors of the probabilities [*s, k] against one-hot true channels [*s], summed over classes, in [0, 2]."""
+    """Squared errors of probabilities [*s, k] against one-hot true channels [*s], summed over classes, in [0, 2]."""
     p = probabilities.reshape(-1, probabilities.shape[-1]).astype(np.float64)
     if not len(p):
         return np.nan

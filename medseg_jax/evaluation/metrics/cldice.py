@@ -8,8 +8,8 @@ Two empty masks score 1, one empty mask 0. Voxels are counted, so the spacing pl
 
 The skeleton is what is left after peeling: again and again, from each side in turn (up, down, left, ...), voxels of the
 surface on that side are taken away if they are simple (taking them away changes no component, hole or cavity) and not
-the end of a line (one neighbour). Voxels of one parity of coordinates never touch, so all simple ones of a parity can go
-at once, which equals taking them one after another. Hence the skeleton has the topology of the mask, in 2-D and 3-D.
+the end of a line (one neighbour). Voxels of one parity of coordinates never touch, so all simple ones of a parity go at
+once, which equals taking them one after another. Hence the skeleton has the topology of the mask, in 2-D and 3-D.
 Packages differ in the order of peeling and so in where, within a voxel or two, the line runs.
 """
 

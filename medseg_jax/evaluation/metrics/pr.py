@@ -11,8 +11,8 @@ is), and what precision is when nothing is predicted moves AUPR_n by up to .5 fo
 Pooled over images, one large lesion outweighs a hundred small ones; averaged over images, each image counts the same.
 Both are common, so `evaluate` reports both.
 
-Without a positive voxel recall is 0 / 0: AP is NaN ("not defined"), never 0 or 1; AUPR_n is 0, as the challenge's recall
-is 0 there. With positives only, AP is 1.
+Without a positive voxel recall is 0 / 0: AP is NaN ("not defined"), never 0 or 1; AUPR_n is 0, as recall
+counts as 0 there. With positives only, AP is 1.
 """
 
 from collections.abc import Callable

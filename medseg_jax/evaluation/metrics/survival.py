@@ -68,9 +68,7 @@ def concordance_index_uno(
     counts = event & (time < (np.inf if tau is None else tau))
     uncensored = _uncensored(*(censoring or (time, event)), at=time[counts])
     if (uncensored <= 0).any():
-        raise ValueError(
-            "an event lies beyond the last time at which someone was still uncensored; choose a smaller tau"
-        )
+        raise ValueError("an event lies where all others are censored already; choose a smaller tau")
     weights = np.zeros(len(time))
     weights[counts] = uncensored**-2
     return _concordance(time, event, risk, weights).value
@@ -79,9 +77,7 @@ def concordance_index_uno(
 def _checked(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     time, risk, event = np.asarray(time, np.float64), np.asarray(risk, np.float64), np.asarray(event, bool)
     if not (time.shape == event.shape == risk.shape and time.ndim == 1):
-        raise ValueError(
-            f"time {time.shape}, event {event.shape} and risk {risk.shape} must be three lists of one length"
-        )
+        raise ValueError(f"time {time.shape}, event {event.shape} and risk {risk.shape} must be lists of one length")
     if not (np.isfinite(time).all() and np.isfinite(risk).all()):
         raise ValueError("times and risks must be finite")
     return time, event, risk
