@@ -1,12 +1,15 @@
 """Charts of the report: inline SVG in the text colour and font of the page, so that they follow light and dark."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -75,6 +78,48 @@ def strip_chart(dice: Mapping[str, Sequence[float]]) -> str:
         axes.set_yticks(range(len(dice)), list(dice))
         axes.grid(axis="x")
         return _svg(figure, "Dice of each case by class", kind="chart wide")
+
+
+def calibration_figure(probabilities: Mapping[str, Any]) -> Figure:
+    """Reliability curves of all classes and, below, where the confidences lie; of summary.json's "probabilities"."""
+    curves = {name: figures["curve"] for name, figures in probabilities["classes"].items()}
+    eces = {name: figures["ece"] for name, figures in probabilities["classes"].items()}
+    if "top_label" in probabilities:
+        curves["likeliest class"] = probabilities["top_label"]["curve"]
+        eces["likeliest class"] = probabilities["top_label"]["ece"]
+    colors = class_colors(len(curves)) / 255
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=(0, (4, 3)), label="perfect")
+        for k, (name, curve) in enumerate(curves.items()):
+            top = name == "likeliest class"
+            color, style = (INK, "s-") if top else (colors[k], "o-")
+            label = f"{name}, ECE {eces[name]:.3g}"
+            upper.plot(curve["confidence"], curve["accuracy"], style, color=color, ms=4, lw=1.3, label=label)
+            lower.plot(curve["confidence"], curve["voxels"], style, color=color, ms=3, lw=1)
+        upper.set_title("Calibration: above the line too timid, below it too sure", loc="left", fontweight="bold")
+        upper.set(ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        upper.legend(loc="upper left")
+        lower.set(xlabel="mean probability in the bin", ylabel="voxels", yscale="log")
+        for axes in (upper, lower):
+            axes.set_facecolor("none")
+            axes.grid()
+        return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The figure on white, whole or not at all."""
+    draft = path.with_name(f".{path.name}")
+    figure.patch.set_facecolor("white")
+    FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})
+    os.replace(draft, path)
+
+
+def svg(figure: Figure, label: str, kind: str = "chart") -> str:
+    """The figure as HTML that follows the page's colours."""
+    with rc_context(STYLE):
+        return _svg(figure, label, kind)
 
 
 def _svg(figure: Figure, label: str, kind: str = "chart") -> str:

@@ -1,7 +1,7 @@
 """Are the lesions found? Connected components matched: sensitivity, precision, F1, false positives, panoptic quality.
 
-A lesion is a connected component of a mask; voxels that touch at a face, an edge or a corner belong together unless told
-otherwise. A predicted and a true lesion can be matched if their IoU reaches a threshold; each takes part in one match at most.
+A lesion is a connected component of a mask: voxels that touch at a face, an edge or a corner, unless told otherwise.
+A predicted and a true lesion can be matched if their IoU reaches a threshold; each takes part in one match at most.
 Among all such matchings one with the most pairs is taken, and of those one with the largest sum of IoU (optimal, not
 greedy: a greedy choice can leave a lesion without its only partner). With TP pairs, FP predicted and FN true lesions
 left over:
