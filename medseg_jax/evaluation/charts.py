@@ -108,10 +108,46 @@ def calibration_figure(probabilities: Mapping[str, Any]) -> Figure:
         return figure
 
 
+def comparison_figure(result: Mapping[str, Any]) -> Figure:
+    """Difference of Dice of every case, sorted, with its mean and interval; and B against A. Of compare.json."""
+    pairs = np.array(list(result["differences"].values()), float)  # [cases, 2]
+    a, b = pairs.T
+    d, found = np.sort(b - a), result["overall"]["dice"]
+    better, worse = "#0072b2", "#d55e00"  # blue and vermilion: told apart by all eyes, and by their side of 0
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        if found["ci95"][0] is not None:
+            left.axhspan(*found["ci95"], color=INK, alpha=0.12, lw=0, label="95 % interval of the mean")
+        left.axhline(found["difference"], color=INK, lw=1.2, label=f"mean {found['difference']:+.4f}")
+        left.axhline(0, color=INK, lw=0.6)
+        for sign, color, marker, words in ((1, better, "^", "B better"), (-1, worse, "v", "A better")):
+            chosen = np.flatnonzero(np.sign(d) == sign)
+            style = dict(ls="", ms=5, mew=0, color=color, label=f"{words}: {len(chosen)} cases")
+            left.plot(chosen + 1, d[chosen], marker, **style)
+            right.plot(a[np.sign(b - a) == sign], b[np.sign(b - a) == sign], marker, **style | {"alpha": 0.8})
+        equal = np.flatnonzero(d == 0)
+        left.plot(equal + 1, d[equal], "o", ms=4, mew=0, color=INK, alpha=0.5)
+        right.plot(a[a == b], b[a == b], "o", ms=4, mew=0, color=INK, alpha=0.5)
+        left.set_title("Dice of each case, B − A", loc="left", fontweight="bold")
+        left.set(xlabel="cases, sorted by difference", ylabel="B − A")
+        left.legend(loc="best")
+        low = max(0.0, float(pairs.min()) - 0.05)
+        high = min(1.0, float(pairs.max()) + 0.05)
+        right.plot([low, high], [low, high], color=INK, lw=0.8, ls=(0, (4, 3)))
+        right.set(xlabel="Dice of A", ylabel="Dice of B", xlim=(low, high), ylim=(low, high), aspect="equal")
+        right.set_title("The same cases, B against A", loc="left", fontweight="bold")
+        for axes in (left, right):
+            axes.set_facecolor("none")
+            axes.grid()
+        return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """The figure on white, whole or not at all."""
     draft = path.with_name(f".{path.name}")
     figure.patch.set_facecolor("white")
+    figure.set_dpi(150)
     FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})
     os.replace(draft, path)
 

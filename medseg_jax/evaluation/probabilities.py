@@ -1,4 +1,4 @@
-"""Scores of probability maps (PRED/probabilities/<case>.npz of `medseg predict --probabilities`): AUPR, ECE, Brier, NLL.
+"""Scores of probability maps (PRED/probabilities/<case>.npz of `medseg predict --probabilities`): AUPR, ECE, Brier.
 
     read         one case's map, as float16 [*s, k]
     Pooled.of    histograms of one case; `+` pools cases, in constant memory
@@ -74,7 +74,7 @@ class Pooled:
 
     @classmethod
     def of(cls, probabilities: np.ndarray, member: np.ndarray) -> Self:
-        """Of voxels [n, k] and their targets [n, k], k channels as `Labels.table` has them; background first if there."""
+        """Of voxels [n, k] and their targets [n, k], one channel a class; classes may overlap."""
         classes = tuple(ScoreHistogram.of(p, m) for p, m in zip(probabilities.T, member.T > 0, strict=True))
         return cls(classes, None)
 

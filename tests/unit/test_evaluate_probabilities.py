@@ -18,7 +18,7 @@ LABELS = Labels.simple("a", "b", ignore=9)
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two pictures with two classes and ignored pixels; the second lacks class b. Labels are drawn from probabilities."""
+    """Two pictures, two classes, ignored pixels; the second lacks class b; labels drawn from probabilities."""
     rng = np.random.default_rng(0)
     (tmp_path / "pred" / "probabilities").mkdir(parents=True)
     (tmp_path / "ref").mkdir()
@@ -72,7 +72,8 @@ def test_a_case_without_the_class_has_no_average_precision_and_this_is_counted(f
     assert summary["classes"]["b"]["ap"] == pytest.approx(rows["x", "b"]["ap"], rel=1e-5)
     assert summary["undefined"] == {"volume_error_relative": 1, "ap": 1}
     assert json.loads((folders / "out" / "summary.json").read_text()) == summary
-    assert Image.open(folders / "out" / "plots" / "calibration.png").size[0] > 300
+    with Image.open(folders / "out" / "plots" / "calibration.png") as plot:
+        assert plot.size[0] > 300
 
 
 def test_lesions_and_cldice_on_request_only(folders):
@@ -142,7 +143,7 @@ def test_command_line(folders, capsys):
         label[label == 9] = 0
         io.write_label(folders / "ref" / f"{id}.png", label, Geometry(label.shape, unit="px"))
     assert main([*command, "--lesions", "--cldice"]) == 0
-    out = capsys.readouterr().out
-    assert all(word in out for word in ("lesion F1", "clDice", "AP", "ECE"))
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("lesion F1", "clDice", "AP", "ECE"))
     assert main([*command, "--lesions", "--lesion-iou", "0"]) == 1
     assert "IoU" in capsys.readouterr().err

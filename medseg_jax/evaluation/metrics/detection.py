@@ -13,6 +13,7 @@ Without any lesion on either side all are 1, false positives 0. With lesions on 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -74,7 +75,8 @@ def match_lesions(
     if not 0 < iou <= 1:
         raise ValueError(f"iou lies in (0, 1], found {iou}")
     structure = ndimage.generate_binary_structure(prediction.ndim, connectivity or prediction.ndim)
-    (p, n), (r, m) = (ndimage.label(mask, structure) for mask in (prediction, reference))  # type: ignore[misc]
+    labelled: Any = [ndimage.label(mask, structure) for mask in (prediction, reference)]
+    (p, n), (r, m) = labelled
     both = prediction & reference
     pairs, shared = np.unique(np.stack([p[both], r[both]]), axis=1, return_counts=True)  # [2, pairs], [pairs]
     sizes_p, sizes_r = np.bincount(p.ravel(), minlength=n + 1), np.bincount(r.ravel(), minlength=m + 1)

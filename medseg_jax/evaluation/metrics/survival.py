@@ -91,7 +91,8 @@ def _concordance(time: np.ndarray, event: np.ndarray, risk: np.ndarray, weights:
         row = np.array([np.sum(other < risk[i]), np.sum(other > risk[i]), np.sum(other == risk[i])])
         counts, sums, tied_time = counts + row, sums + weights[i] * row, tied_time + int(same.sum())
     value = float((sums[0] + sums[2] / 2) / sums.sum()) if sums.sum() > 0 else np.nan
-    return Concordance(value, *(int(n) for n in counts), tied_time)
+    concordant, discordant, tied_risk = (int(n) for n in counts)
+    return Concordance(value, concordant, discordant, tied_risk, tied_time)
 
 
 def _uncensored(time: np.ndarray, event: np.ndarray, at: np.ndarray) -> np.ndarray:
