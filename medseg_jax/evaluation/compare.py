@@ -173,7 +173,7 @@ def pair_scores(a: Path, b: Path, *, common: bool = False) -> Paired:
         scores.append(values.reshape(len(cases), len(classes[0]), len(metrics)))
     patients = [sides[0][case, classes[0][0]]["patient"] or sides[1][case, classes[0][0]]["patient"] for case in cases]
     patients = np.array([patient or case for patient, case in zip(patients, cases, strict=True)])
-    return Paired(cases, classes[0], metrics, patients, *scores, only_a, only_b)
+    return Paired(cases, classes[0], metrics, patients, scores[0], scores[1], only_a, only_b)
 
 
 def _evaluation(folder: str | Path) -> Path:

@@ -11,11 +11,12 @@ import base64
 import io as streams
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -75,6 +76,7 @@ class Content:
         log: entries of log.jsonl.
         scores: the evaluations, the most important one first.
         dataset: folder where the images were.
+        comparisons: page of each comparison in the folder, relative to it, with its verdict.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Content:
     log: list[dict[str, Any]]
     scores: list[Scores]
     dataset: Path | None
+    comparisons: tuple[tuple[str, str], ...] = ()
 
 
 def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -99,7 +102,7 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         UserError: the folder is neither, or one of its JSON files is damaged.
     """
     folder = Path(run_dir)
-    content = _gather(folder)
+    content = replace(_gather(folder), comparisons=tuple(_find_comparisons(folder)))
     sections = {
         "scores": ("Scores", _headline(content)),
         "curves": ("Training", _curves(content)),
@@ -107,6 +110,7 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         "classes": ("Classes", _classes(content)),
         "probabilities": ("Probabilities", _probabilities(content)),
         "domains": ("Domains", _domains(content)),
+        "comparisons": ("Comparisons", _comparisons(content)),
         "all": ("All cases", _all_cases(content)),
         "manifest": ("How this was made", _manifest(content)),
         "notes": ("How to read this", _notes(content)),
@@ -220,6 +224,13 @@ def _gather(folder: Path) -> Content:
     return Content(name, None, None, [], [scores], dataset_root(Path(settings["references"])))
 
 
+def _find_comparisons(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted([*folder.glob("compare.json"), *folder.glob("*/compare.json")]):
+        found = _read_json(path)
+        verdict = f"A {found['a']}, B {found['b']}: {found['verdict']}"
+        yield path.with_suffix(".html").relative_to(folder).as_posix(), verdict
+
+
 def _summaries(folder: Path) -> list[Path]:
     """Every evaluation of a run: in its own folders and in those of validation/."""
     return [*folder.glob("*/summary.json"), *folder.glob("validation/*/summary.json")]
@@ -275,7 +286,7 @@ def _number(metric: str, value: float | None) -> str:
         return "∞"
     if metric == "volume_error":
         return f"{value:.3g}"
-    return f"{value:.2f}" if metric in DISTANCES else f"{value:.3f}"
+    return f"{value:.2f}" if metric in (*DISTANCES, "lesion_fp") else f"{value:.3f}"
 
 
 def _interval(metric: str, bounds: Sequence[float | None]) -> str:
@@ -544,6 +555,11 @@ def _domains(content: Content) -> str:
             rows = [_figures_row(f"{name or 'unnamed'} ({v['cases']} cases)", v) for name, v in domains.items()]
             tables.append(title + _table(["Domain", *(_metric_name(m, scores.summary) for m in TABLE)], rows))
     return "".join(tables)
+
+
+def _comparisons(content: Content) -> str:
+    items = [f'<li><a href="{quote(page)}">{escape(text)}</a></li>' for page, text in content.comparisons]
+    return f'<ul class="notes">{"".join(items)}</ul>' if items else ""
 
 
 def _all_cases(content: Content) -> str:

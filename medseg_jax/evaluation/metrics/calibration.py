@@ -82,7 +82,7 @@ def reliability(
     else:
         flat = np.ravel(confidence).astype(np.float64)
         level, inverse, total = np.unique(flat, return_inverse=True, return_counts=True)
-        hits = np.bincount(inverse, weights=np.ravel(right).astype(np.float64), minlength=len(level))
+        hits = np.bincount(inverse, weights=np.asarray(right, np.float64).ravel(), minlength=len(level))
     if mass:
         before = np.cumsum(total) - total  # voxels with less confidence: they decide where a level belongs
         index = before * bins // max(int(total.sum()), 1)
