@@ -525,6 +525,10 @@ def _figures_row(name: str, values: dict[str, Any], kind: str = "") -> str:
 def _probabilities(content: Content) -> str:
     """Calibration and average precision of every evaluation that had probabilities."""
     parts = []
+    note = (
+        "Average precision of a guess is the prevalence. ECE has bins of equal mass; the curve, of equal width. Most "
+        "voxels are easy background, so small ECE and Brier scores are no praise: they serve to compare models."
+    )
     for scores in content.scores:
         if not (found := scores.summary.get("probabilities")):
             continue
@@ -537,14 +541,8 @@ def _probabilities(content: Content) -> str:
             rows.append(_row(_cell(name, kind="text"), *cells))
         heads = ["All voxels pooled", "Average precision", "AUPR, 33 thresholds", "Prevalence", "ECE", "MCE", "Brier"]
         chart = svg(calibration_figure(found), "Reliability curves")
-        parts.append(f'{title}<div class="charts">{chart}<div>{_table(heads, rows)}</div></div>')
-    if not parts:
-        return ""
-    note = (
-        "Average precision of a guess is the prevalence. ECE has bins of equal mass; the curve, of equal width. Most "
-        "voxels are easy background, so small ECE and Brier scores are no praise: they serve to compare models."
-    )
-    return f'{"".join(parts)}<p class="note">{note}</p>'
+        parts.append(f'{title}{_table(heads, rows)}<div class="charts">{chart}<p class="note">{note}</p></div>')
+    return "".join(parts)
 
 
 def _domains(content: Content) -> str:

@@ -70,8 +70,12 @@ def threshold_area(counts: np.ndarray, *, empty_precision: float = 1.0) -> float
 
 
 def idrid_aupr(scores: np.ndarray, labels: np.ndarray) -> float:
-    """AUPR of the IDRiD challenge: 33 thresholds, score >= threshold, precision 1 where nothing is predicted."""
-    return threshold_area(counts_at(scores, labels, IDRID))
+    """AUPR of the IDRiD challenge: 33 thresholds, score > threshold, precision 1 where nothing is predicted.
+
+    The challenge does not say whether a score at the threshold counts. It must not: scores of exactly 1 would all count
+    at the highest threshold, the curve would begin at their recall, and a perfect prediction of 0 and 1 would score 0.
+    """
+    return threshold_area(counts_at(scores, labels, IDRID, strict=True))
 
 
 def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,4 +171,4 @@ class ScoreHistogram:
 
     def idrid_aupr(self) -> float:
         """As the function of the same name."""
-        return threshold_area(self.counts_at(IDRID))
+        return threshold_area(self.counts_at(IDRID, strict=True))
