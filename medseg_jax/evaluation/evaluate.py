@@ -591,7 +591,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
             f"Masks empty on one side only: {alone} (predictions {empty['prediction']}, "
             f"references {empty['reference']}). They score 0; in means the image's diagonal stands for their distances."
         )
-    for metric, number in summary["undefined"].items():
+    for metric, number in summary.get("undefined", {}).items():  # of an older version: none
         lines.append(f"Not defined, and left out of its mean: {metric} in {number} of the rows of cases.csv.")
     if summary["missing"]:
         lines.append(f"No prediction, scored as empty: {_some(summary['missing'], 20)}.")
