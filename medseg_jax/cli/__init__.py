@@ -16,6 +16,8 @@ VERBS = {
     "train": "train a config or a data set folder; started again, it resumes",
     "predict": "segment images with a run",
     "evaluate": "score predictions against references",
+    "compare": "is one model better than another? paired test over the same cases",
+    "verify": "is a run what it says? manifests, weights, data, splits, log, scores",
     "report": "one self-contained HTML page of a run",
 }
 
