@@ -109,11 +109,15 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> UserError:
+        lost = jax.process_count() > 1 and isinstance(error, TimeoutError)
         return UserError(
-            "A checkpoint could not be written; earlier ones are untouched",
+            "A checkpoint could not be written; earlier ones are untouched"
+            + (f": another of the {jax.process_count()} processes is lost" if lost else ""),
             file=self.folder,
             found=f"{type(error).__name__}: {str(error)[:300]}",
-            remedy="free disk space or choose another --out, then start the same command again: it resumes",
+            remedy="start all processes again: the run resumes"
+            if lost
+            else "free disk space or choose another --out, then start the same command again: it resumes",
         )
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:

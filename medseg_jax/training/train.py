@@ -318,7 +318,8 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     optimizer = make_optimizer(stage.optim, steps, params)
     parts = StepParts(objective, optimizer, stage, config.ema, feed["seed"], spacing, plan.patch_size)
     # All processes start from the same state, also where a method looks at the batch's values.
-    make_state = partial(init_state, parts, pipeline.batch_at(step=0, **dict(feed, process=(0, 1))))
+    whole: dict[str, Any] = {**feed, "process": (0, 1)}
+    make_state = partial(init_state, parts, pipeline.batch_at(step=0, **whole))
     abstract = jax.eval_shape(make_state)
     places = sharding.state_shardings(abstract, config.rules, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
@@ -416,7 +417,8 @@ def _means(window: list, setting: Setting, feed: dict, step: int) -> dict[str, f
     bad = [int(v["bad"]) for v in values]
     if max(bad) >= setting.config.max_bad_steps:
         at = step - len(bad) + 1 + bad.index(max(bad))
-        cases = pipeline.batch_at(step=at - 1, **dict(feed, process=(0, 1)))["case"]
+        whole: dict[str, Any] = {**feed, "process": (0, 1)}
+        cases = pipeline.batch_at(step=at - 1, **whole)["case"]
         raise UserError(
             f"{max(bad)} steps in a row gave a loss or gradient that is not finite; the weights are from before them",
             found=f"step {at}, cases {', '.join(setting.dataset.cases[i].id for i in cases)}",
