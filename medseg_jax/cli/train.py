@@ -1,18 +1,20 @@
 """medseg train CONFIG --out RUN"""
 
-import argparse
 import dataclasses
 from pathlib import Path
+
+from medseg_jax.cli import Parser
 
 EPILOG = """CONFIG is a config .py file, a data set folder (made by medseg data convert: the default U-Net with
 its plan), or an older run. Every field of the config can be overridden: --seed 1, --data FOLDER,
 --stages.0.optim.lr 3e-4, ... (medseg train CONFIG --fields lists them). The same command started again
-resumes where the run stopped."""
+resumes where the run stopped. On several machines, start the same command on each of them: srun and TPU pods
+are recognised, else set COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID."""
 
 
 def main(argv: list[str]) -> int:
     """Trains, or resumes."""
-    parser = argparse.ArgumentParser("medseg train", description="Train a model.", epilog=EPILOG)
+    parser = Parser("medseg train", description="Train a model.", epilog=EPILOG)
     parser.add_argument("config", metavar="CONFIG", help="config .py, data set folder, or run folder")
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/<name of the config>)")
     parser.add_argument("--steps", type=int, help="steps of the last stage")
@@ -20,6 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-report", action="store_true", help="no final scores and report.html")
     parser.add_argument("--fields", action="store_true", help="list all fields of the config that can be overridden")
     args, rest = parser.parse_known_args(argv)
+    parser.mind(rest)
 
     from medseg_jax import config as configs
 
@@ -30,13 +33,15 @@ def main(argv: list[str]) -> int:
         last = dataclasses.replace(loaded.stages[-1], steps=args.steps)
         loaded = dataclasses.replace(loaded, stages=(*loaded.stages[:-1], last))
 
+    from medseg_jax.runtime.distributed import joined
     from medseg_jax.training.train import Interrupted, train
 
     out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
-    try:
-        train(loaded, out, fresh=args.fresh, report=not args.no_report)
-    except Interrupted as stop:
-        print(f"medseg train: {stop}")
-        return 128 + stop.signal
+    with joined():
+        try:
+            train(loaded, out, fresh=args.fresh, report=not args.no_report)
+        except Interrupted as stop:
+            print(f"medseg train: {stop}")
+            return 128 + stop.signal
     print(out)
     return 0

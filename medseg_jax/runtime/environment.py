@@ -94,6 +94,7 @@ def use_compilation_cache() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return
-    if folder.stat().st_uid == os.getuid():
+    about = folder.stat()
+    if about.st_uid == os.getuid() and not about.st_mode & 0o022:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
