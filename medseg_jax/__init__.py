@@ -38,6 +38,7 @@ _HOME = {
     "predict": "inference.predict",
     "report": "evaluation.report",
     "train": "training.train",
+    "train_folds": "training.folds",
     "verify": "evaluation.verify",
 }
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
     from medseg_jax.runtime.run import open_run
+    from medseg_jax.training.folds import train_folds
     from medseg_jax.training.train import train
     from medseg_jax.types import Labels, UserError
 

@@ -116,6 +116,8 @@ class Config:
         max_bad_steps: after so many consecutive non-finite steps the run stops and names the batch.
         cache: folder of preprocessed cases; None = the user's cache folder.
         tensorboard: also write TensorBoard files (extra `tensorboard`).
+        fold: which fold of a cross-validation this run is, from 0; None = the data set's own split.
+        folds: how many folds there are.
     """
 
     data: str = "phantoms2d"
@@ -132,6 +134,8 @@ class Config:
     max_bad_steps: int = 10
     cache: str | None = None
     tensorboard: bool = False
+    fold: int | None = None
+    folds: int = 5
 
 
 # ---------------------------------------------------------------- loading

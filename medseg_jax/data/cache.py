@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -142,7 +143,7 @@ def preprocess(
     crop = nonzero_box(image) if plan.crop_nonzero else tuple((0, n) for n in canonical_shape)
     original = spacing_canonical(geometry)
     crop_shape = tuple(high - low for low, high in crop)
-    shape, spacing = _target(crop_shape, original, plan)
+    shape, spacing = target_grid(crop_shape, original, plan)
     record = Record(canonical_shape, crop, shape, spacing, original)
     image = _normalize(image[record.slices], plan)
     if len(geometry.shape) == 2:
@@ -155,10 +156,10 @@ def preprocess(
     return Preprocessed(np.ascontiguousarray(image, np.float32), label, record)
 
 
-def _target(
+def target_grid(
     shape: tuple[int, ...], original: tuple[float, ...], plan: Plan
 ) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Shape and spacing after resampling."""
+    """(d, h, w) and spacing after resampling a canonical image of this shape and spacing."""
     if plan.working_size is not None:
         new = (shape[0], *plan.working_size)
     elif plan.spacing is not None:
@@ -172,7 +173,8 @@ def _target(
 
 def _normalize(image: np.ndarray, plan: Plan) -> np.ndarray:
     """[d, h, w, c] -> float32, each channel by its scheme (see plan.SCHEMES)."""
-    out = np.array(image, np.float32)
+    out = np.empty(image.shape, np.float32)  # in canonical order, whatever order the file has
+    out[...] = image
     inside = (image != 0).any(-1) if any(entry.get("nonzero") for entry in plan.normalization) else None
     for channel, entry in enumerate(plan.normalization):
         values = out[..., channel]
@@ -180,8 +182,8 @@ def _normalize(image: np.ndarray, plan: Plan) -> np.ndarray:
         if scheme == "none":
             continue
         if scheme == "zscore":
-            used = values[inside] if entry["nonzero"] and inside is not None and inside.any() else values
-            mean, std = float(used.mean(dtype=np.float64)), float(used.std(dtype=np.float64))
+            used = inside if entry["nonzero"] and inside is not None and inside.any() else None
+            mean, std = _mean_std(values, used)
         else:
             mean, std = entry["mean"], entry["std"]
         if scheme == "ct":
@@ -191,6 +193,19 @@ def _normalize(image: np.ndarray, plan: Plan) -> np.ndarray:
         if entry.get("nonzero") and inside is not None:
             values[~inside] = 0
     return out
+
+
+def _mean_std(values: np.ndarray, used: np.ndarray | None) -> tuple[float, float]:
+    """Of [d, h, w], or of its voxels where `used`; slice by slice, since double precision takes twice the memory."""
+    slices = [slice(i, i + 1) for i in range(len(values))] if len(values) > 1 else [slice(None)]
+
+    def total(power: int, mean: float) -> float:
+        parts = (values[i] if used is None else values[i][used[i]] for i in slices)
+        return float(sum(((part.astype(np.float64) - mean) ** power).sum() for part in parts))
+
+    count = values.size if used is None else int(np.count_nonzero(used))
+    mean = total(1, 0.0) / count
+    return mean, math.sqrt(total(2, mean) / count)
 
 
 def _low_pass(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

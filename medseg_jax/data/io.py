@@ -150,7 +150,7 @@ def write_image(path: str | Path, image: np.ndarray, geometry: Geometry) -> None
     if image.shape[:-1] != tuple(geometry.shape):
         raise ValueError(f"image {image.shape} does not lie in a space of shape {geometry.shape}")
     image = image.astype(np.uint8) if image.dtype == bool else image
-    image = image.astype(np.float32) if image.dtype.kind == "f" else image
+    image = image.astype(np.float32, copy=False) if image.dtype.kind == "f" else image
     _write(path, image, geometry, "image")
 
 

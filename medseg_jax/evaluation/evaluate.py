@@ -124,7 +124,7 @@ class Settings:
 
 def evaluate(
     pred: str | Path,
-    ref: str | Path,
+    ref: str | Path | Dataset,
     out: str | Path,
     *,
     nsd_tolerance: float = 1.0,
@@ -142,8 +142,8 @@ def evaluate(
 
     Args:
         pred: folder of label maps, or one file.
-        ref: folder of label maps, one file, or a data set folder (whose dataset.json knows the classes, the ignore
-            label, domains and patients).
+        ref: folder of label maps, one file, or a data set, opened or its folder (whose dataset.json knows the classes,
+            the ignore label, domains and patients).
         out: folder to write to; made if needed. It may be `pred`.
         nsd_tolerance: distance within which surfaces agree, in mm (px for pictures).
         labels: the classes; by default those of the dataset.json of `ref`, of the folder above it, or of `pred`, else
@@ -167,7 +167,9 @@ def evaluate(
         UserError: nothing to score, missing predictions, files that do not lie in one space, unknown label values. All
             cases with a problem are listed at once; nothing is written.
     """
-    found = find_pairs(Path(pred).absolute(), Path(ref).absolute(), split, missing)
+    view = ref if isinstance(ref, Dataset) else None
+    ref = ref.root if isinstance(ref, Dataset) else Path(ref)
+    found = find_pairs(Path(pred).absolute(), ref.absolute(), split, missing, view)
     notes = list(found.notes)
     labels = labels or found.labels
     if labels is None:
@@ -215,15 +217,19 @@ def evaluate(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def find_pairs(pred: Path, ref: Path, split: str | None, missing: str) -> Pairs:
-    """Match predictions and references by the stem of their file names; arguments and errors as in `evaluate`."""
+def find_pairs(pred: Path, ref: Path, split: str | None, missing: str, view: Dataset | None = None) -> Pairs:
+    """Match predictions and references by the stem of their file names; arguments and errors as in `evaluate`.
+
+    Args:
+        view: the data set that lies in `ref`, where its splits are others than those of its dataset.json (a fold).
+    """
     for path, role in ((pred, "predictions"), (ref, "references")):
         if not path.exists():
             raise UserError(f"There are no {role} here", file=path, found="no such file or folder")
     notes: list[str] = []
-    dataset, labels = _describe(ref, pred, notes)
+    dataset, labels = (view, view.labels) if view else _describe(ref, pred, notes)
     predictions = _stems(pred)
-    if dataset and ref == dataset.root:
+    if dataset and (view or ref == dataset.root):
         references, chosen = _labels_of(dataset, split, predictions)
         notes.append(f"Scored the labelled cases of the split {chosen}.")
     elif split:

@@ -12,17 +12,19 @@ from medseg_jax.data.geometry import same_space
 from medseg_jax.types import Case, Geometry, UserError
 
 
-def find_cases(input: str | Path, channels: Sequence[str], split: str | None = None) -> tuple[Case, ...]:
+def find_cases(input: str | Path | Dataset, channels: Sequence[str], split: str | None = None) -> tuple[Case, ...]:
     """The cases that a path stands for, sorted by id. Opens no image.
 
     A file <case>_0000 ... <case>_000n is one channel of a case if the folder uses such names (some file ends in _0000);
     a picture like IMG_0007.jpg on its own is a case. One file <case>_0000 may hold all channels (RGB).
 
     Args:
-        input: an image, a folder of images, or a data set folder.
+        input: an image, a folder of images, or a data set, opened or its folder.
         channels: names of the run's channels.
         split: of a data set folder.
     """
+    if isinstance(input, Dataset):
+        return _dataset_cases(input, channels, split)
     input = Path(input)
     if input.is_file():
         cases = _one_file(input, len(channels))
@@ -31,7 +33,7 @@ def find_cases(input: str | Path, channels: Sequence[str], split: str | None = N
     elif files := io.list_files(input):
         cases = _group(files)
     elif (input / "dataset.json").is_file():
-        return _dataset_cases(input, channels, split)
+        return _dataset_cases(Dataset.open(input), channels, split)
     else:
         inside = sorted(p.name for p in input.iterdir() if p.is_dir() and not p.name.startswith("."))
         raise UserError(
@@ -48,19 +50,18 @@ def find_cases(input: str | Path, channels: Sequence[str], split: str | None = N
     return cases
 
 
-def _dataset_cases(root: Path, channels: Sequence[str], split: str | None) -> tuple[Case, ...]:
-    dataset = Dataset.open(root)
+def _dataset_cases(dataset: Dataset, channels: Sequence[str], split: str | None) -> tuple[Case, ...]:
     if sorted(dataset.channels) == sorted(channels) and tuple(dataset.channels) != tuple(channels):
         raise UserError(
             "The data set has its channels in another order than the run",
-            file=root / "dataset.json",
+            file=dataset.root / "dataset.json",
             found=", ".join(dataset.channels),
             expected=", ".join(channels),
         )
     cases = dataset.subset(split, labelled=None) if split else dataset.cases
     if not cases:
         raise UserError(
-            f"The data set has no case in split {split}", file=root, remedy="leave --split out for all cases"
+            f"The data set has no case in split {split}", file=dataset.root, remedy="leave --split out for all cases"
         )
     return tuple(sorted((dataclasses.replace(case, label=None) for case in cases), key=lambda case: case.id))
 

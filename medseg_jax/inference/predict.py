@@ -1,20 +1,19 @@
-"""Prediction of files and folders: a run and new images in, label maps in the space of those images out.
+"""Prediction of files and folders: runs and new images in, label maps in the space of those images out.
 
     files --read--> [*s, c] --preprocess--> [d, h, w, c] --network, slab by slab--> probabilities
-          --resample each slab back, decode it--> labels [d, h, w] --inverse orientation, original header--> file
+          --resample each slab back, average over members, decode--> labels [d, h, w]
+          --inverse orientation--> --post-processing--> --original header--> file
 
 Probabilities are decoded as soon as a slab is finished, also when they must be resampled to the image's own grid first;
 a volume of all probabilities is held only if it is asked for, and then in a temporary file instead of in memory.
 
     OUT/<case><ending>             label maps; NIfTI and arrays end as the input does, pictures are PNG
     OUT/probabilities/<case>.npz   on request: probabilities [*s, k] float16, classes [k]; and one image per class
+    OUT/uncertainty/               on request: <case>_entropy<ending> and others (uncertainty.py); <case>.npz
     OUT/dataset.json               the run's, so that `medseg evaluate OUT REFERENCE` knows the classes
     OUT/predict.json               weights (sha256), settings, finished cases; an interrupted prediction goes on from it
 """
 
-import dataclasses
-import hashlib
-import json
 import math
 import os
 import re
@@ -22,8 +21,8 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,11 +31,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medseg_jax.data import io
-from medseg_jax.data.cache import Record, preprocess
-from medseg_jax.data.geometry import from_canonical, resample
+from medseg_jax.data.cache import Preprocessed, preprocess
+from medseg_jax.data.dataset import Dataset
+from medseg_jax.data.geometry import from_canonical
+from medseg_jax.inference import postprocess, tta, uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
-from medseg_jax.inference.sliding_window import memory_bound, plan_windows, predict_slabs, slab_axis, windows_at_once
-from medseg_jax.runtime.run import Run, open_run
+from medseg_jax.inference.ensemble import bounding_box, in_frame, in_lockstep, mean, member_slabs
+from medseg_jax.inference.journal import Journal, lock
+from medseg_jax.inference.memory import case_bound
+from medseg_jax.inference.postprocess import Cleaning
+from medseg_jax.inference.sliding_window import plan_windows, slab_axis
+from medseg_jax.runtime.run import Run, open_runs
 from medseg_jax.types import Case, Geometry, UserError
 
 
@@ -67,39 +72,56 @@ class CasesFailed(UserError):
 class Settings:
     """How to predict; see `predict`."""
 
-    tta: bool = False
+    tta: tuple[str, ...] = ()
     overlap: float = 0.5
-    batch_size: int = 1
-    save_probabilities: bool = False
+    batch_size: int | None = None
+    probabilities: bool = False
+    uncertainty: bool = False
+    cleaning: Mapping[str, Cleaning] = field(default_factory=dict)
+
+    @property
+    def extras(self) -> list[str]:
+        """Folders beside the label maps that are written to."""
+        return [name for name in ("probabilities", "uncertainty") if getattr(self, name)]
+
+    def members(self, runs: Sequence[Run]) -> int:
+        """How many predictions are told apart for the uncertainty."""
+        return sum(len(tta.views(self.tta, run.plan.dim)) * len(tta.scales(self.tta)) for run in runs)
 
 
 def predict(
-    run: Run | str | Path,
-    input: str | Path,
+    runs: Run | str | Path | Sequence[Run | str | Path],
+    input: str | Path | Dataset,
     output: str | Path,
     *,
     checkpoint: Literal["best", "last"] = "best",
-    tta: bool = False,
+    tta: bool | Sequence[str] = False,
     overlap: float = 0.5,
     batch_size: int | None = None,
     split: str | None = None,
     save_probabilities: bool = False,
+    save_uncertainty: bool = False,
+    postprocessing: Literal["chosen", "none"] = "chosen",
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Path]:
     """Predicts every case of `input`. Started again, it goes on with the cases that are missing.
 
     Args:
-        run: a run's folder, or an opened run (then `checkpoint` has no say).
+        runs: a run's folder or an opened run; or several, whose probabilities are averaged in the image's own grid. A
+            cross-validated run stands for all its folds. They must agree on channels and classes; plans may differ.
         input: one image; a folder of images (<case>_0000.nii.gz, <case>_0001.nii.gz ... one file per channel, or plain
-            pictures); or a data set folder. Never written to.
+            pictures); or a data set, opened or its folder. Never written to.
         output: folder for the predictions; created if missing.
-        checkpoint: "best" on validation, or "last".
-        tta: average over all mirror images (4 or 8 times the work).
+        checkpoint: "best" on validation, or "last"; opened runs keep theirs.
+        tta: test-time augmentation, some of "flips", "rot90", "scale" (see inference/tta.py); True means flips.
         overlap: least share of a window that its neighbour covers too, in [0, 1).
         batch_size: windows at once; default the plan's batch size.
-        split: "train", "val" or "test" of a data set folder; default all its cases.
+        split: "train", "val" or "test" of a data set; default all its cases.
         save_probabilities: also write the probabilities.
+        save_uncertainty: also write maps of entropy and, where several predictions are averaged, of their variance and
+            mutual information. It holds a slab for each of them, instead of one for all augmented views.
+        postprocessing: "chosen": as the run chose on its validation cases; "none".
         overwrite: predict every case anew, also where `output` was made by another run or with other settings; what
             that run left there is removed.
         progress: tell on stderr how far it is.
@@ -108,25 +130,35 @@ def predict(
         The label maps of all cases, sorted by case, those from an earlier start included.
 
     Raises:
-        UserError: nothing to predict, or `output` holds something else than earlier predictions of the same kind.
+        UserError: nothing to predict, runs that do not belong together, or `output` holds something else than earlier
+            predictions of the same kind.
         CasesFailed: some cases are broken; raised after all others are done.
     """
-    input, output = Path(input), Path(output)
-    run = open_run(run, checkpoint) if isinstance(run, str | Path) else run
-    settings = Settings(tta, overlap, run.plan.batch_size if batch_size is None else batch_size, save_probabilities)
-    _check_settings(settings)
-    cases = find_cases(input, run.channels, split)
+    output = Path(output)
+    given = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    opened = open_runs(given, checkpoint)
+    folders = [Path(run) if isinstance(run, str | Path) else run.path for run in given]
+    settings = Settings(
+        ("flips",) if tta is True else tuple(tta or ()),
+        overlap,
+        batch_size,
+        save_probabilities,
+        save_uncertainty,
+        postprocess.load(folders, opened[0].checkpoint) if postprocessing == "chosen" else {},
+    )
+    _check_settings(settings, opened)
+    cases = find_cases(input, opened[0].channels, split)
     _refuse_output_among_inputs(cases, output)
-    journal = Journal.open(output, run, settings, overwrite)
-    if (run.path / "dataset.json").is_file():
-        shutil.copyfile(run.path / "dataset.json", output / "dataset.json")
     written: list[Path] = []
     failed: dict[str, str] = {}
-    with Display(len(cases), progress) as display:
+    with lock(output), Display(len(cases), progress) as display:
+        journal = Journal.open(output, opened, _that_matter(settings), overwrite)
+        if (opened[0].path / "dataset.json").is_file():
+            shutil.copyfile(opened[0].path / "dataset.json", output / "dataset.json")
         for case in cases:
             try:
-                label = journal.find(case, save_probabilities)
-                label = label or _predict_case(run, case, output, settings, journal, display)
+                label = journal.find(case, settings.extras)
+                label = label or _predict_case(opened, case, output, settings, journal, display)
                 written.append(label)
             except Exception as error:  # one broken case must not cost the others
                 failed[case.id] = str(error) if isinstance(error, UserError) else traceback.format_exc().strip()
@@ -137,10 +169,19 @@ def predict(
     return written
 
 
-def _check_settings(settings: Settings) -> None:
-    if settings.batch_size < 1:
+def _check_settings(settings: Settings, runs: Sequence[Run]) -> None:
+    if settings.batch_size is not None and settings.batch_size < 1:
         raise UserError("A batch needs at least one window", found=settings.batch_size, expected="1 or more")
     plan_windows((1,), (1,), settings.overlap)
+    for run in runs:
+        tta.check(settings.tta, run.plan.patch_size, run.plan.spacing or (None,) * 3)
+
+
+def _that_matter(settings: Settings) -> dict[str, Any]:
+    """Settings that change the numbers, for the journal."""
+    augmented = bool(settings.tta) if settings.tta in ((), ("flips",)) else sorted(settings.tta)
+    cleaning = {"postprocessing": postprocess.to_json(settings.cleaning)} if settings.cleaning else {}
+    return {"tta": augmented, "overlap": settings.overlap, **cleaning}
 
 
 def _refuse_output_among_inputs(cases: Iterable[Case], output: Path) -> None:
@@ -159,22 +200,30 @@ def _refuse_output_among_inputs(cases: Iterable[Case], output: Path) -> None:
 
 
 def _predict_case(
-    run: Run, case: Case, output: Path, settings: Settings, journal: "Journal", display: "Display"
+    runs: Sequence[Run], case: Case, output: Path, settings: Settings, journal: Journal, display: "Display"
 ) -> Path:
     """Reads, predicts and writes one case; returns its label map."""
     started = time.perf_counter()
-    image, geometry = load_case(case, run.channels)
-    prepared = preprocess(image, None, geometry, run.plan, case.images)
+    labels = runs[0].labels
+    image, geometry = load_case(case, runs[0].channels)
+    display.tell_memory(case.id, image, geometry, runs, settings)
+    inputs = [(run, preprocess(image, None, geometry, run.plan, case.images)) for run in runs]
     del image
-    display.start_case(case.id, prepared.image.shape, run, settings)
-    kept = None
-    if settings.save_probabilities:
-        kept = _scratch(output, (*prepared.record.canonical_shape, run.labels.channels))
-    label = segment(run, prepared.image, prepared.record, geometry, settings, kept, display.rows)
+    for run, prepared in inputs:
+        _refuse_turns(run, prepared, geometry, settings)
+    shape = inputs[0][1].record.canonical_shape
+    kept = _scratch(output, np.float16, (*shape, labels.channels)) if settings.probabilities else None
+    names = uncertainty.names(settings.members(runs)) if settings.uncertainty else ()
+    maps = {name: _scratch(output, np.float32, shape) for name in names}
+    label = segment(inputs, geometry, settings, kept, maps, display.rows)
+    del inputs
+    label = postprocess.clean(label, labels, settings.cleaning, geometry.spacing)
     target = output / f"{case.id}{_ending(case.images[0], geometry)}"
     files = [target]
     if kept is not None:
-        files += _write_probabilities(run, kept, geometry, target)
+        files += _write_probabilities(runs[0], kept, geometry, target)
+    if maps:
+        files += _write_maps(maps, geometry, target)
     io.write_label(target, label, geometry)
     seconds = time.perf_counter() - started
     journal.add(case, [p.relative_to(output) for p in files], label.shape, seconds)
@@ -182,103 +231,79 @@ def _predict_case(
     return target
 
 
+def _refuse_turns(run: Run, prepared: Preprocessed, geometry: Geometry, settings: Settings) -> None:
+    """Quarter turns of a volume whose plan leaves the spacing as it is; the pixels of pictures count as square."""
+    if len(geometry.shape) == 3 and geometry.unit == "mm":
+        planned = run.plan.spacing or (None,) * 3
+        spacing = [s if s is not None else own for s, own in zip(planned, prepared.record.spacing, strict=True)]
+        tta.check(settings.tta, run.plan.patch_size, spacing)
+
+
 def segment(
-    run: Run,
-    image: np.ndarray,
-    record: Record,
+    inputs: Sequence[tuple[Run, Preprocessed]],
     geometry: Geometry,
     settings: Settings,
     keep: np.ndarray | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """A preprocessed image to a label map in the space of its file, without ever holding all its probabilities.
 
     Args:
-        image: [d, h, w, c] float32, what `preprocess` (or the cache) gives, with its `record`.
+        inputs: each run with what its plan's `preprocess` (or the cache) made of the image.
         geometry: of the file.
-        keep: [*record.canonical_shape, k], filled with the probabilities; outside the crop with those of background.
+        keep: [*canonical_shape, k], filled with the probabilities; outside the crop with those of background.
+        maps: name -> [*canonical_shape], filled with these maps of uncertainty (see uncertainty.py).
         progress: told (finished rows, all rows) after every slab.
 
     Returns:
         Label map [*s]; 0 outside the crop.
     """
-    axis = slab_axis(image.shape, run.plan.patch_size)
-    slabs = predict_slabs(
-        run.predict,
-        image,
-        run.plan.patch_size,
-        run.labels.channels,
-        settings.overlap,
-        settings.batch_size,
-        settings.tta,
-        axis,
-    )
-    empty = np.zeros((1, run.labels.channels), np.float32)
-    label = np.zeros(record.canonical_shape, run.labels.decode(empty).dtype)
-    if keep is not None and run.labels.exclusive:
-        keep[..., 0] = 1
-    for start, probabilities in resample_slabs(
-        slabs, record.resampled_shape, record.crop_shape, axis, record.coarse_axis
-    ):
+    labels = inputs[0][0].labels
+    frame = bounding_box([prepared.record.crop for _, prepared in inputs])
+    place = tuple(slice(low, high) for low, high in frame)
+    axis = min(slab_axis(prepared.image.shape, run.plan.patch_size) for run, prepared in inputs)
+    outside = np.eye(labels.channels, dtype=np.float32)[0] * labels.exclusive  # background, or nothing at all
+    members = [
+        in_frame(slabs, prepared.record.crop, frame, axis, outside)
+        for run, prepared in inputs
+        for slabs in member_slabs(
+            run,
+            prepared,
+            settings.tta,
+            settings.overlap,
+            settings.batch_size or run.plan.batch_size,
+            axis,
+            apart=bool(maps),
+        )
+    ]
+    label = np.zeros(inputs[0][1].record.canonical_shape, labels.decode(outside[None]).dtype)
+    if keep is not None:
+        keep[...] = outside
+    for start, parts in in_lockstep(members, axis):
+        probabilities = mean(parts)
         end = start + probabilities.shape[axis]
         rows = (slice(None),) * axis + (slice(start, end),)
-        label[record.slices][rows] = run.labels.decode(probabilities)
+        label[place][rows] = labels.decode(probabilities)
         if keep is not None:
-            keep[record.slices][rows] = probabilities
+            keep[place][rows] = probabilities
+        if maps:
+            for name, values in uncertainty.maps(parts, probabilities, labels.exclusive).items():
+                maps[name][place][rows] = values
         if progress is not None:
-            progress(end, record.crop_shape[axis])
+            progress(end, label[place].shape[axis])
     return from_canonical(label, geometry)
 
 
-def resample_slabs(
-    slabs: Iterable[tuple[int, np.ndarray]],
-    source: Sequence[int],
-    target: Sequence[int],
-    axis: int,
-    coarse: int | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Resampling of probabilities while they arrive: `geometry.resample(..., 1, coarse)`, a few rows at a time.
-
-    Linear interpolation is a product over the axes. Along the slab axis each new row needs two old neighbours at most,
-    so that the last row of a slab is all that must be kept until the next one comes.
-
-    Args:
-        slabs: (start, [.., slab, .., k]), consecutive along `axis`.
-        source: (d, h, w) of all slabs together.
-        target: (d, h, w) wanted.
-        axis: along which slabs follow each other, 0 or 1.
-        coarse: low-resolution axis, along which the nearest slice is taken.
-
-    Yields:
-        (start, probabilities) that together have the target's shape.
-    """
-    if tuple(source) == tuple(target):
-        yield from slabs
-        return
-    index = np.arange(source[axis], dtype=np.float32).reshape(-1, 1, 1, 1)  # [source rows, 1, 1, 1]
-    position = resample(index, (target[axis], 1, 1), 1, 0 if coarse == axis else None)[:, 0, 0, 0]  # [target rows]
-    low, high = np.floor(position).astype(int), np.ceil(position).astype(int)
-    weight = (position - low).reshape(-1, *(1,) * (3 - axis))
-    done, rest = 0, None
-    for start, slab in slabs:
-        rows = slab if rest is None else np.concatenate([rest, slab], axis)
-        first, end = start + slab.shape[axis] - rows.shape[axis], start + slab.shape[axis]
-        ready = int(np.searchsorted(high, end))
-        # As many new rows at a time as take no more room than the slab.
-        step = max(1, slab[..., 0].size * target[axis] // int(np.prod(target)))
-        while done < ready:
-            part = slice(done, min(done + step, ready))
-            below, above = rows.take(low[part] - first, axis), rows.take(high[part] - first, axis)
-            shape = [*target[:axis], part.stop - part.start, *target[axis + 1 :]]
-            yield done, resample(below + weight[part] * (above - below), shape, 1, coarse)
-            done = part.stop
-        rest = rows.take([-1], axis)
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _scratch(folder: Path, shape: Sequence[int]) -> np.ndarray:
-    """A float16 array in a nameless file: the system removes it with its last user, however that one ends."""
+def _scratch(folder: Path, dtype: type, shape: Sequence[int]) -> np.ndarray:
+    """An array of zeros in a nameless file: the system removes it with its last user, however that one ends."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.float16, "w+", shape=tuple(shape))
+        return np.memmap(file, dtype, "w+", shape=tuple(shape))
 
 
 def _ending(image: Path, geometry: Geometry) -> str:
@@ -291,126 +316,41 @@ def _ending(image: Path, geometry: Geometry) -> str:
 
 def _write_probabilities(run: Run, kept: np.ndarray, geometry: Geometry, label: Path) -> list[Path]:
     """One array with all classes, and an image of each class to look at: 0 ... 1, or 0 ... 255 in a PNG."""
-    folder = label.parent / "probabilities"
-    folder.mkdir(exist_ok=True)
     probabilities = from_canonical(kept, geometry)  # [*s, k]
     classes = [*(["background"] if run.labels.exclusive else []), *run.labels.names]
-    files = [folder / f"{io.stem(label)}.npz"]
-    draft = folder / f".{files[0].name}"
-    np.savez_compressed(draft, probabilities=probabilities, classes=classes, affine=geometry.affine)
-    os.replace(draft, files[0])
+    files = [label.parent / "probabilities" / f"{io.stem(label)}.npz"]
+    _write_npz(files[0], probabilities=probabilities, classes=classes, affine=geometry.affine)
     for name, index in zip(run.labels.names, range(len(classes) - len(run.labels.names), len(classes)), strict=True):
-        one = probabilities[..., index : index + 1].astype(np.float32)  # [*s, 1]
-        one = np.rint(255 * one).astype(np.uint8) if io.suffix(label) == ".png" else one
-        files.append(folder / f"{io.stem(label)}_{re.sub(r'[^\w.-]', '_', name)}{io.suffix(label)}")
-        io.write_image(files[-1], one, geometry)
+        files.append(files[0].with_name(f"{io.stem(label)}_{re.sub(r'[^\w.-]', '_', name)}{io.suffix(label)}"))
+        _write_map(files[-1], probabilities[..., index], geometry)
     return files
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is done already
-# ---------------------------------------------------------------------------------------------------------------------
+def _write_maps(maps: Mapping[str, np.ndarray], geometry: Geometry, label: Path) -> list[Path]:
+    """An image of each map; and one array file of all, where the image is a PNG of 256 greys."""
+    folder, found = label.parent / "uncertainty", {name: from_canonical(m, geometry) for name, m in maps.items()}
+    files = [folder / f"{io.stem(label)}_{name}{io.suffix(label)}" for name in found]
+    for path, (name, values) in zip(files, found.items(), strict=True):
+        _write_map(path, values, geometry, uncertainty.LARGEST[name])
+    if io.suffix(label) == ".png":
+        files.append(folder / f"{io.stem(label)}.npz")
+        _write_npz(files[-1], **found, affine=geometry.affine)
+    return files
 
 
-class Journal:
-    """OUT/predict.json: what made these predictions, and which cases are finished. Rewritten atomically after each."""
-
-    def __init__(self, folder: Path, content: dict[str, Any]):
-        self.folder, self.content = folder, content
-
-    @classmethod
-    def open(cls, folder: Path, run: Run, settings: Settings, overwrite: bool) -> "Journal":
-        """Starts or continues the predictions of a folder.
-
-        Raises:
-            UserError: it holds predictions with other weights or settings, or files of unknown origin.
-        """
-        made_by = {
-            "weights": weights_sha256(run),
-            "plan": hashlib.sha256(repr(dataclasses.replace(run.plan, reasons={})).encode()).hexdigest(),
-            "tta": settings.tta,
-            "overlap": settings.overlap,
-        }
-        about = {
-            "run": str(run.path),
-            "checkpoint": run.checkpoint,
-            "step": run.step,
-            "batch_size": settings.batch_size,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        earlier = _read_journal(folder / "predict.json")
-        if earlier is None and not overwrite and (found := io.list_files(folder)):
-            raise UserError(
-                "The output folder holds images that `medseg predict` did not write",
-                file=folder,
-                found=", ".join(p.name for p in found[:5]),
-                remedy="choose an empty folder, or --overwrite",
-            )
-        finished = earlier["cases"] if earlier else {}
-        if earlier and earlier["made_by"] != made_by:
-            changed = [f"{k}: {earlier['made_by'].get(k)}, now {v}" for k, v in made_by.items()]
-            changed = [
-                text for text, (k, v) in zip(changed, made_by.items(), strict=True) if earlier["made_by"].get(k) != v
-            ]
-            if finished and not overwrite:
-                raise UserError(
-                    "The output folder holds predictions of another run or with other settings",
-                    file=folder / "predict.json",
-                    found="; ".join(changed),
-                    remedy="choose another folder, or --overwrite",
-                )
-            for entry in finished.values():
-                for name in entry["outputs"]:
-                    (folder / name).unlink(missing_ok=True)
-            finished = {}
-        journal = cls(folder, {**about, "made_by": made_by, "cases": {} if overwrite else finished})
-        journal.save()
-        return journal
-
-    def find(self, case: Case, probabilities: bool) -> Path | None:
-        """The label map of a case that is finished: same input files, all outputs there."""
-        entry = self.content["cases"].get(case.id)
-        if entry is None or entry["inputs"] != _stamps(case) or (probabilities and len(entry["outputs"]) == 1):
-            return None
-        outputs = [self.folder / name for name in entry["outputs"]]
-        return outputs[0] if all(path.is_file() for path in outputs) else None
-
-    def add(self, case: Case, outputs: Sequence[Path], shape: Sequence[int], seconds: float) -> None:
-        """Notes that a case is finished; `outputs` are relative to the folder, the label map first."""
-        self.content["cases"][case.id] = {
-            "inputs": _stamps(case),
-            "outputs": [path.as_posix() for path in outputs],
-            "shape": list(shape),
-            "seconds": round(seconds, 3),
-        }
-        self.save()
-
-    def save(self) -> None:
-        """Writes predict.json, whole or not at all."""
-        draft = self.folder / ".predict.json"
-        draft.write_text(json.dumps(self.content, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(draft, self.folder / "predict.json")
+def _write_map(path: Path, values: np.ndarray, geometry: Geometry, largest: float = 1.0) -> None:
+    """A map [*s] of numbers from 0 to `largest`, float32; in a PNG from black to white."""
+    values = values[..., None]  # [*s, 1]
+    png = io.suffix(path) == ".png"
+    values = np.rint(255 / largest * values.astype(np.float32)).astype(np.uint8) if png else values
+    io.write_image(path, values, geometry)
 
 
-def _read_journal(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content["cases"], dict) and isinstance(content["made_by"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _stamps(case: Case) -> dict[str, list[int]]:
-    """Size and time of last change of a case's files: enough to notice that they were replaced."""
-    stats = {path.name: path.stat() for path in case.images}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def weights_sha256(run: Run) -> str | None:
-    """Hash of the checkpoint's manifest, which holds the hashes of all its files; None without checkpoints."""
-    manifests = run.path.glob(f"checkpoints/*/{run.checkpoint}/{run.step}.sha256.json")
-    newest = sorted(manifests, key=lambda path: int(path.parts[-3].partition("_")[0]))[-1:]
-    return json.loads(newest[0].read_text())["self"] if newest else None
+def _write_npz(path: Path, **arrays: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    np.savez_compressed(draft, **arrays)
+    os.replace(draft, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -447,17 +387,17 @@ class Display:
             f"[{self._number}/{self._total}] {text}", markup=False, highlight=False, soft_wrap=True
         )
 
-    def start_case(self, id: str, shape: Sequence[int], run: Run, settings: Settings) -> None:
+    def tell_memory(
+        self, id: str, image: np.ndarray, geometry: Geometry, runs: Sequence[Run], settings: Settings
+    ) -> None:
         """Tells how much memory a case will take, if it is more than any before it took."""
-        patch = run.plan.patch_size
-        starts = plan_windows(shape[:-1], (1, *patch)[-3:], settings.overlap)
-        windows = math.prod(len(s) for s in starts)
-        batch, axis = windows_at_once(windows, settings.batch_size), slab_axis(shape[:-1], patch)
-        bound = memory_bound(shape[:-1], patch, shape[-1], run.labels.channels, batch, axis)
+        bound = case_bound(image, geometry, runs, settings)
         if bound > self._largest:
             self._largest = bound
-            size = f"{_by(shape[:-1])} after preprocessing, {windows} windows of {_by(patch)}"
-            self.say(f"{id}: {size}; image and slabs take at most {math.ceil(bound / 2**20)} MiB of host memory")
+            size, several = _by(image.shape[:-1]), len(runs) * len(tta.scales(settings.tta))
+            views = " and ".join(sorted({str(len(tta.views(settings.tta, run.plan.dim))) for run in runs}))
+            work = f", {several} predictions of {views} views each" if settings.tta or several > 1 else ""
+            self.say(f"{id}: {size}{work}; takes at most {math.ceil(bound / 2**20)} MiB of host memory")
 
     def rows(self, done: int, total: int) -> None:
         """Progress within the case."""

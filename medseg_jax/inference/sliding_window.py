@@ -9,13 +9,15 @@ axes, and so is the grid of windows. Hence they can be normalised axis by axis b
 and no second volume that counts weights is ever held. Windows run slowest along the slab axis (depth; height for a
 picture). As soon as they have moved past a row it is final, so that only one slab as thick as a window is held.
 
-The device computes network and weights of the next batch while the host adds up the last one.
+The slab lies on the device, which weighs and adds up what the network returns, so that each voxel's probabilities
+travel to the host once and not once a window; and it works on the next batch while the host takes a finished slab.
 
 Source: Isensee et al., nnU-Net (Nature Methods 2021), supplement: overlap one half, Gaussian of sigma patch / 8.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import batched, product
+from functools import partial
+from itertools import batched, groupby, product
 from math import ceil, prod
 from typing import Any
 
@@ -99,54 +101,26 @@ def memory_bound(
     batch_size: int = 1,
     axis: int = 0,
 ) -> int:
-    """Upper bound in bytes on the host arrays of `predict_slabs`, the image itself included.
+    """Upper bound in bytes on the arrays of `predict_slabs`, the image included; on a CPU all of it is host memory.
 
     image d h w c (once more if it must be padded to the patch)
-    + 3 slabs of patch depth: the one being filled, the one handed out, and a copy while moving on
-    + 2 batches in flight, each with its patches, probabilities, weighted probabilities and their copy on the host,
+    + 3 slabs of patch depth, their planes rounded up (`_slab_plane`): being filled, finished, and with the caller
+    + 2 batches in flight, each with its patches on host and device, probabilities and weighted probabilities,
     all float32. What the network itself needs on its device comes on top and does not grow with the image.
     """
     window = _window_shape(shape, patch_size)
+    if axis:
+        shape, window = (shape[1], shape[0], shape[2]), (window[1], window[0], window[2])
     padded = [max(size, patch) for size, patch in zip(shape, window, strict=True)]
-    slab = prod(padded) // padded[axis] * window[axis]
+    slab = window[0] * prod(_slab_plane(padded, window))
     image = prod(shape) + (prod(padded) if padded != list(shape) else 0)
     batch = batch_size * prod(window)
-    return 4 * (image * channels_in + 3 * slab * channels_out + 2 * batch * (channels_in + 3 * channels_out))
+    return 4 * (image * channels_in + 3 * slab * channels_out + 4 * batch * (channels_in + channels_out))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Prediction
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def with_flips(predict: Predict, dim: int) -> Predict:
-    """Test-time augmentation: the mean of the predictions of all 2 ** dim mirror images, each mirrored back."""
-    mirrors = [tuple(bool(code >> a & 1) for a in range(dim)) for code in range(2**dim)]
-
-    def mean(image: np.ndarray) -> jax.Array:
-        total = jnp.float32(0)
-        for flipped in mirrors:
-            mirrored = np.flip(image, tuple(a + 1 for a in range(dim) if flipped[a]))
-            total = _add_mirrored(total, predict(mirrored), np.array(flipped), 1 / len(mirrors))
-        return total
-
-    return mean
-
-
-@jax.jit
-def _add_mirrored(total: jax.Array, image: jax.Array, flipped: jax.Array, weight: float) -> jax.Array:
-    """total + weight * image [b, *s, k], mirrored along axis a + 1 where flipped[a]: one program for all mirrors."""
-    for a in range(image.ndim - 2):
-        image = jnp.where(flipped[a], jnp.flip(image, a + 1), image)
-    return total + weight * image.astype(jnp.float32)
-
-
-@jax.jit
-def _weigh(probabilities: jax.Array, wd: jax.Array, wh: jax.Array, ww: jax.Array) -> jax.Array:
-    """Probabilities [b, *patch, k] -> [b, pd, ph, pw, k] float32, times one weight vector per axis and window."""
-    b, k = probabilities.shape[0], probabilities.shape[-1]
-    p = probabilities.astype(jnp.float32).reshape(b, wd.shape[1], wh.shape[1], ww.shape[1], k)  # [b, pd, ph, pw, k]
-    return p * (wd[:, :, None, None] * wh[:, None, :, None] * ww[:, None, None, :])[..., None]
 
 
 def predict_slabs(
@@ -156,7 +130,6 @@ def predict_slabs(
     channels: int,
     overlap: float = 0.5,
     batch_size: int = 1,
-    flips: bool = False,
     axis: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Predict an image window by window and hand out finished slabs in order.
@@ -170,40 +143,44 @@ def predict_slabs(
         channels: k, output channels of the network.
         overlap: least share of a window that its neighbour covers too, in [0, 1).
         batch_size: windows that go through the network at once.
-        flips: average over all mirror images (2 ** dim times the work).
         axis: along which slabs follow each other: 0, the depth; or 1, the height, for a picture under a 2-D network.
 
     Yields:
         (start, probabilities): float32 [slab, h, w, k] with rows start ... start + slab of the depth; or
-        [1, slab, w, k] with those of the height. The first starts at 0, each where the one before ended.
+        [1, slab, w, k] with those of the height. The first starts at 0, each where the one before ended. Read-only.
     """
     if axis > slab_axis(image.shape, patch_size):
         raise ValueError(f"Slabs along the height need a picture and a 2-D patch, not {image.shape} and {patch_size}")
-    if flips:
-        predict = with_flips(predict, len(patch_size))
     window = _window_shape(image.shape, patch_size)
     if axis:
         image, window = image.swapaxes(0, 1), (window[1], window[0], window[2])  # [h, 1, w, c]
     (d, h, w, _), (lo, top, left) = image.shape, _margins(image.shape, window)
     image = _pad(image, window)
     starts = plan_windows(image.shape[:3], window, overlap)
-    slab = np.zeros((window[0], *image.shape[1:3], channels), np.float32)  # [pd, h, w, k], begins at row `base`
-    base = 0
+    slab = jnp.zeros((window[0], *_slab_plane(image.shape, window), channels), jnp.float32)  # begins at row `base`
+    base, finished = 0, None
 
-    def finished(rows: int) -> tuple[int, np.ndarray]:
-        done = slab[max(lo - base, 0) : min(rows, lo + d - base), top : top + h, left : left + w]
+    def cropped(slab: jax.Array, base: int, rows: int) -> tuple[int, np.ndarray]:
+        done = np.asarray(slab)[max(lo - base, 0) : min(rows, lo + d - base), top : top + h, left : left + w]
         return max(base - lo, 0), done.swapaxes(0, 1) if axis else done
 
-    for place, weighted in _run_windows(predict, image, window, tuple(patch_size), starts, channels, batch_size):
-        z, y, x = (s[i] for s, i in zip(starts, place, strict=True))
-        if (rows := z - base) > 0:
-            start, done = finished(rows)
-            yield start, done.copy()
-            slab[:-rows] = slab[rows:]
-            slab[-rows:] = 0
-            base += rows
-        slab[:, y : y + window[1], x : x + window[2]] += weighted
-    yield finished(window[0])
+    weights = [axis_weights(s, patch) for s, patch in zip(starts, window, strict=True)]
+    for group, probabilities in _run_windows(predict, image, window, tuple(patch_size), starts, channels, batch_size):
+        for z, members in groupby(enumerate(group), key=lambda member: member[1][0]):
+            if (rows := starts[0][z] - base) > 0:
+                finished = (slab, base, rows)
+                slab, base = _move_on(slab, rows), base + rows
+            corners = np.zeros((len(probabilities), 2), np.int32)
+            tables = [np.zeros((len(probabilities), n), np.float32) for n in window]  # other windows weigh nothing
+            for row, index in members:
+                corners[row] = [s[i] for s, i in zip(starts[1:], index[1:], strict=True)]
+                for table, weight, i in zip(tables, weights, index, strict=True):
+                    table[row] = weight[i]
+            slab = _accumulate(slab, probabilities, corners, *tables)
+            if finished:  # the device has its next work: time to look at what is done
+                yield cropped(*finished)
+                finished = None
+    yield cropped(slab, base, window[0])
 
 
 def predict_volume(
@@ -213,11 +190,43 @@ def predict_volume(
     channels: int,
     overlap: float = 0.5,
     batch_size: int = 1,
-    flips: bool = False,
 ) -> np.ndarray:
     """All of `predict_slabs` in one array [d, h, w, k] float32, for images whose probabilities fit into memory."""
-    slabs = [p for _, p in predict_slabs(predict, image, patch_size, channels, overlap, batch_size, flips)]
+    slabs = [p for _, p in predict_slabs(predict, image, patch_size, channels, overlap, batch_size)]
     return np.concatenate(slabs) if len(slabs) > 1 else slabs[0]
+
+
+@partial(jax.jit, donate_argnums=0)
+def _accumulate(
+    slab: jax.Array, probabilities: jax.Array, corners: jax.Array, wd: jax.Array, wh: jax.Array, ww: jax.Array
+) -> jax.Array:
+    """slab [pd, h, w, k] + probabilities [b, *patch, k] at corners [b, 2], times a weight per axis and window."""
+    b, k = probabilities.shape[0], probabilities.shape[-1]
+    p = probabilities.reshape(b, wd.shape[1], wh.shape[1], ww.shape[1], k)  # [b, pd, ph, pw, k]
+
+    def add(i: jax.Array, slab: jax.Array) -> jax.Array:
+        weight = (wd[i][:, None, None] * wh[i][None, :, None] * ww[i][None, None, :])[..., None]
+        place = (0, corners[i, 0], corners[i, 1], 0)
+        there = jax.lax.dynamic_slice(slab, place, p.shape[1:])
+        return jax.lax.dynamic_update_slice(slab, there + weight * p[i].astype(jnp.float32), place)
+
+    return jax.lax.fori_loop(0, b, add, slab)
+
+
+@jax.jit
+def _move_on(slab: jax.Array, rows: jax.Array) -> jax.Array:
+    """The slab without its first rows, and empty ones behind: a new array, the old one goes to the host."""
+    return jnp.take(slab, jnp.arange(slab.shape[0]) + rows, axis=0, mode="fill", fill_value=0)
+
+
+def _slab_plane(shape: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a slab: the padded image's, rounded up by half windows, so that few shapes are compiled."""
+
+    def rounded(size: int, patch: int) -> int:
+        half = max(patch // 2, 1)
+        return patch + ceil((size - patch) / half) * half
+
+    return rounded(shape[1], window[1]), rounded(shape[2], window[2])
 
 
 def _margins(shape: Sequence[int], window: Sequence[int]) -> list[int]:
@@ -240,13 +249,12 @@ def _run_windows(
     starts: tuple[tuple[int, ...], ...],
     channels: int,
     batch_size: int,
-) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """(window's index per axis, its weighted probabilities [pd, ph, pw, k]), the first axis running slowest."""
-    weights = [axis_weights(s, patch) for s, patch in zip(starts, window, strict=True)]
+) -> Iterator[tuple[Sequence[tuple[int, ...]], jax.Array]]:
+    """(each window's index per axis, probabilities [b, *patch, k]) of batches, the first axis running slowest."""
     indices = list(product(*(range(len(s)) for s in starts)))
     batch_size = windows_at_once(len(indices), batch_size)
-
-    def dispatch(group: Sequence[tuple[int, ...]]) -> jax.Array:
+    before = None
+    for group in batched(indices, batch_size):
         patches = np.zeros((batch_size, *window, image.shape[-1]), np.float32)
         for row, index in enumerate(group):
             place = tuple(slice(s[i], s[i] + p) for s, i, p in zip(starts, index, window, strict=True))
@@ -255,12 +263,6 @@ def _run_windows(
         probabilities = predict(patches.reshape(batch_size, *patch_size, image.shape[-1]))  # [b, *patch, k]
         if probabilities.shape != (expected := (batch_size, *patch_size, channels)):
             raise ValueError(f"The network returned {probabilities.shape}; {expected} was expected")
-        rows = np.array([*group, *[group[0]] * (batch_size - len(group))])
-        return _weigh(probabilities, *(table[rows[:, a]] for a, table in enumerate(weights)))
-
-    pending = None
-    for group in (*batched(indices, batch_size), None):
-        running = (group, dispatch(group)) if group else None
-        if pending:
-            yield from zip(pending[0], np.asarray(pending[1]), strict=False)
-        pending = running
+        jax.block_until_ready(before)  # one batch runs, one waits: no more are in flight
+        before = probabilities
+        yield group, probabilities

@@ -4,10 +4,12 @@ RUN/run.json          config, versions, git state, devices, command, seed, data 
 RUN/plan.json         the plan that was trained
 RUN/dataset.json      channels and classes
 RUN/checkpoints/<stage>/{last,best}/<step>
+
+A cross-validated run is a folder of runs, RUN/fold_0 ... RUN/fold_<K-1>.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,3 +100,69 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
         file=path / "checkpoints",
         remedy="let medseg train go on until its first checkpoint (run the same command again to resume)",
     )
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def fold_folder(out: Path, fold: int) -> Path:
+    """Where a cross-validated run keeps a fold."""
+    return out / f"fold_{fold}"
+
+
+def folds_of(path: Path) -> list[Path]:
+    """The folds of a cross-validated run; empty for any other folder.
+
+    Raises:
+        UserError: some folds are missing.
+    """
+    found = sorted(path.glob("fold_*/run.json"))
+    if (path / "run.json").is_file() or not found:
+        return []
+    wanted = json.loads(found[0].read_text())["config"].get("folds", len(found))
+    folders = [fold_folder(path, k) for k in range(wanted)]
+    if missing := [folder.name for folder in folders if not (folder / "run.json").is_file()]:
+        there = " ".join(str(file.parent) for file in found)
+        raise UserError(
+            "The cross-validation is not complete",
+            file=path,
+            found=f"no {', '.join(missing)}",
+            expected=f"{wanted} folds",
+            remedy=f"train the others (medseg train CONFIG --fold all --out {path}), or name those there are: {there}",
+        )
+    return folders
+
+
+def open_runs(runs: Sequence[Run | str | Path], checkpoint: Literal["best", "last"] = "best") -> list[Run]:
+    """Opens runs that are to predict together, a cross-validated one as all its folds.
+
+    Raises:
+        UserError: as `open_run`; or they differ in channels or classes.
+    """
+    opened: list[Run] = []
+    for run in runs:
+        if isinstance(run, str | Path):
+            opened += [open_run(path, checkpoint) for path in folds_of(Path(run)) or [Path(run)]]
+        else:
+            opened.append(run)
+    if not opened:
+        raise UserError("There is no run to predict with", expected="the folder of at least one run")
+    first = opened[0]
+    for run in opened[1:]:
+        for what in ("channels", "labels"):
+            if getattr(run, what) != getattr(first, what):
+                raise UserError(
+                    f"The runs differ in their {'classes' if what == 'labels' else what} and cannot be averaged",
+                    file=run.path,
+                    found=_in_words(run, what),
+                    expected=f"{_in_words(first, what)}, as in {first.path}",
+                    remedy="predict with each of them on its own",
+                )
+    return opened
+
+
+def _in_words(run: Run, what: str) -> str:
+    if what == "channels":
+        return ", ".join(run.channels)
+    pairs = zip(run.labels.names, run.labels.values, strict=True)
+    return ", ".join(f"{name} = {'/'.join(map(str, values))}" for name, values in pairs)

@@ -9,6 +9,7 @@ from medseg_jax.config import Config
 from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.environment import use_compilation_cache
+from medseg_jax.training.folds import fold_view
 from medseg_jax.training.optim import assign_groups
 from medseg_jax.training.train import compile_step, open_data, prepare_stage, refuse_problems
 
@@ -24,9 +25,10 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
         UserError: whatever would stop the training: damaged data, missing fields, wrong shapes, idle patterns.
     """
     use_compilation_cache()
-    dataset, plan = open_data(config)
+    whole, plan = open_data(config)
+    dataset = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
     refuse_problems(dataset)
-    cache = build_cache(dataset, plan, config.cache)
+    cache = build_cache(whole, plan, config.cache)
     mesh = sharding.make_mesh(config.fsdp)
     return [_dry_stage(config, index, dataset, plan, cache, mesh) for index in range(len(config.stages))]
 

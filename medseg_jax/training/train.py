@@ -36,6 +36,7 @@ from medseg_jax.runtime.checkpoint import Checkpoints
 from medseg_jax.runtime.environment import describe, keep_freed_memory, use_compilation_cache
 from medseg_jax.runtime.log import Log, say
 from medseg_jax.runtime.run import open_run, stage_folder
+from medseg_jax.training.folds import fold_view
 from medseg_jax.training.optim import make_optimizer, schedule
 from medseg_jax.training.step import State, StepParts, init_state, make_step, prediction_weights
 from medseg_jax.training.validate import validate
@@ -96,10 +97,11 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
                 _clear(out)
             distributed.wait_for_all("cleared")
             # ------------------------------------------------------------ data
-            dataset, plan = open_data(config, out)
+            whole, plan = open_data(config, out)
+            dataset = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
             if not (out / "run.json").exists():
                 refuse_problems(dataset, stop)
-            cache = build_cache(dataset, plan, config.cache, progress=_cache_progress(stop))
+            cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all folds share it
             _write_run(config, out, dataset, plan)
 
             # ------------------------------------------------------------ stages
@@ -157,21 +159,8 @@ def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
     }
     path = out / "run.json"
     if path.exists():
-        old = json.loads(path.read_text())
-        changed = configs.differences(
-            {k: v for k, v in old["config"].items() if k not in (*FREE_TO_CHANGE, "data", "plan")},
-            {k: v for k, v in record["config"].items() if k not in (*FREE_TO_CHANGE, "data", "plan")},
-        )
-        if old["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
-            changed.append("the data set's files have changed")
-        if changed:
-            raise UserError(
-                "The run in this folder was started with another config",
-                file=path,
-                found="; ".join(changed),
-                remedy="use the old settings, another --out, or --fresh to throw the old run away",
-            )
-        record["started"] = old["started"]
+        refuse_other_config(config, out, dataset)
+        record["started"] = json.loads(path.read_text())["started"]
     if jax.process_index() == 0:
         plan.save(out / "plan.json")
         for name, text in (
@@ -183,11 +172,33 @@ def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
             draft.rename(out / name)
 
 
+def refuse_other_config(config: Config, out: Path, dataset: Dataset) -> None:
+    """Raises a UserError that names every difference if the run in `out` was started otherwise."""
+    path = out / "run.json"
+    old = json.loads(path.read_text())
+    new = configs.to_json(config)
+    before = configs.to_json(Config()) | old["config"]  # a run older than a field had its default
+    changed = configs.differences(
+        {k: v for k, v in before.items() if k not in (*FREE_TO_CHANGE, "data", "plan")},
+        {k: v for k, v in new.items() if k not in (*FREE_TO_CHANGE, "data", "plan")},
+    )
+    if old["dataset"]["fingerprint"] != dataset.fingerprint():
+        changed.append("the data set's files have changed")
+    if changed:
+        raise UserError(
+            "The run in this folder was started with another config",
+            file=path,
+            found="; ".join(changed),
+            remedy="use the old settings, another --out, or --fresh to throw the old run away",
+        )
+
+
 def _clear(out: Path) -> None:
     """Removes what a run writes, and nothing else."""
     for name in ("checkpoints", "validation", "tensorboard"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("run.json", "plan.json", "dataset.json", "log.jsonl", "progress.png", "report.html"):
+    files = ("run.json", "plan.json", "dataset.json", "log.jsonl", "progress.png", "report.html", "postprocessing.json")
+    for name in files:
         (out / name).unlink(missing_ok=True)
 
 
@@ -506,16 +517,22 @@ def transfer(state: State, previous: dict[str, Any]) -> State:
 
 
 def final_scores(out: Path, dataset: Dataset) -> None:
-    """Predicts the validation cases with the last and the best weights, scores both in file space; the report."""
+    """Predicts the validation cases with the last and the best weights, scores both in file space; the report.
+
+    Post-processing is chosen on these cases, and where it changes anything, scored beside the unprocessed predictions.
+    """
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
     from medseg_jax.inference.predict import predict
+    from medseg_jax.training.postprocess import choose_and_score
 
     if not dataset.subset("val", labelled=True):
         say("no validation cases: no scores (give some a split of val in dataset.json)")
         return
-    for checkpoint in ("last", "best"):
-        folder = out / "validation" / checkpoint
-        predict(open_run(out, checkpoint), dataset.root, folder, split="val", overwrite=True)
-        evaluate(folder, dataset.root, folder)
+    folders = {checkpoint: out / "validation" / checkpoint for checkpoint in ("last", "best")}
+    for checkpoint, folder in folders.items():
+        run = open_run(out, "last" if checkpoint == "last" else "best")
+        predict(run, dataset, folder, split="val", postprocessing="none", overwrite=True)
+        evaluate(folder, dataset, folder)
+    choose_and_score(out, dataset, folders)
     say(f"report: {report(out)}")

@@ -19,8 +19,10 @@ from PIL import Image
 from medseg_jax.data.cache import preprocess, restore
 from medseg_jax.data.geometry import resample, spacing_canonical, to_canonical
 from medseg_jax.data.plan import Plan
+from medseg_jax.inference import uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
-from medseg_jax.inference.predict import CasesFailed, Settings, predict, resample_slabs, segment
+from medseg_jax.inference.ensemble import resample_slabs
+from medseg_jax.inference.predict import CasesFailed, Settings, predict, segment
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.types import Geometry, Labels
 
@@ -63,7 +65,8 @@ def make_run(folder: Path, patch: tuple[int, ...] = (4, 6, 8), network=threshold
     manifest.write_text(json.dumps({"files": {}, "self": weights}))
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "low": 1, "high": 2}}))
     channels = changes.pop("channels", ("MR",))
-    plan = make_plan(patch, in_channels=len(channels), normalization=({"scheme": "none"},) * len(channels), **changes)
+    changes = {"normalization": ({"scheme": "none"},) * len(channels)} | changes
+    plan = make_plan(patch, in_channels=len(channels), **changes)
     labels = Labels(plan.classes, tuple((i + 1,) for i in range(len(plan.classes))))
     return SimpleNamespace(
         path=folder, plan=plan, labels=labels, channels=channels, predict=network, checkpoint="best", step=7
@@ -194,7 +197,7 @@ def test_resampled_slabs_are_what_restore_makes_of_the_whole_volume(tmp_path, pa
     whole = restore(predict_volume(smooth, done.image, patch, 3), done.record, geometry, run.plan)
     kept = np.zeros((*done.record.canonical_shape, 3), np.float32)
     seen = []
-    label = segment(run, done.image, done.record, geometry, Settings(), kept, lambda *rows: seen.append(rows))
+    label = segment([(run, done)], geometry, Settings(), kept, progress=lambda *rows: seen.append(rows))
     np.testing.assert_allclose(kept, to_canonical(whole, geometry, channels=True), atol=2e-6)
     clear = np.sort(whole, -1)
     clear = clear[..., -1] - clear[..., -2] > 1e-5
@@ -353,6 +356,122 @@ def test_probabilities_asked_for_later_repeat_the_case(tmp_path):
     assert network.calls == 2 * calls
 
 
+# ------------------------------------------------------------------------------------ ensembles, views, post-processing
+
+
+@pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 1.5)])
+def test_the_maps_of_an_ensemble_are_the_formulas_of_its_members(tmp_path, spacing):
+    array = random_volume(6, 8, 10)
+    array[:2] = 0
+    write_nifti(tmp_path / "in" / "a.nii.gz", array, oriented("LPS", (1, 1, 1), array.shape))
+    runs = [
+        make_run(tmp_path / "one", (4, 4, 4), smooth, spacing=spacing, crop_nonzero=True),
+        make_run(tmp_path / "two", (4, 6), lambda x: smooth(31 - np.asarray(x)), spacing=None),
+    ]
+    alone = []
+    for i, run in enumerate(runs):
+        predict(run, tmp_path / "in", tmp_path / f"out{i}", save_probabilities=True, progress=False)
+        with np.load(tmp_path / f"out{i}" / "probabilities" / "a.npz") as file:
+            alone.append(file["probabilities"].astype(np.float32))
+    (path,) = predict(
+        runs, tmp_path / "in", tmp_path / "both", save_probabilities=True, save_uncertainty=True, progress=False
+    )
+    with np.load(tmp_path / "both" / "probabilities" / "a.npz") as file:
+        together = file["probabilities"].astype(np.float32)
+    np.testing.assert_allclose(together, (alone[0] + alone[1]) / 2, atol=2e-3)
+    expected = uncertainty.maps(alone, (alone[0] + alone[1]) / 2, True)
+    for name, values in expected.items():
+        image = nib.load(tmp_path / "both" / "uncertainty" / f"a_{name}.nii.gz")
+        np.testing.assert_array_equal(image.affine, nib.load(path).affine)
+        assert image.get_data_dtype() == np.float32
+        np.testing.assert_allclose(image.get_fdata(), values, atol=6e-3)
+    assert values.max() > 0.1
+
+
+@pytest.mark.parametrize("tta", [("scale",), ("flips", "scale"), ("flips", "rot90", "scale")])
+@pytest.mark.parametrize("patch", [(4, 4, 4), (6, 6)])
+def test_views_and_scales_of_a_smooth_image_agree_with_the_plain_prediction(tmp_path, tta, patch):
+    grid = np.mgrid[:12, :14, :16].sum(0) * 31 / 39
+    write_nifti(tmp_path / "in" / "a.nii.gz", grid.astype(np.float32))
+    seen = []
+
+    def network(image):
+        seen.append(image.shape)
+        return smooth(image)
+
+    run = make_run(tmp_path / "run", patch, network)
+    options: dict[str, Any] = {"progress": False, "save_probabilities": True}
+    predict(run, tmp_path / "in", tmp_path / "plain", **options)
+    plain = len(seen)
+    predict(run, tmp_path / "in", tmp_path / "out", tta=tta, save_uncertainty=True, **options)
+    assert len(seen) > 3 * plain
+    with np.load(tmp_path / "plain/probabilities/a.npz") as a, np.load(tmp_path / "out/probabilities/a.npz") as b:
+        np.testing.assert_allclose(b["probabilities"], a["probabilities"], atol=0.03)
+    variance = nib.load(tmp_path / "out" / "uncertainty" / "a_variance.nii.gz").get_fdata()
+    assert 0 < variance.max() < 0.002
+
+
+def test_uncertainty_of_a_picture_is_a_grey_picture_and_an_array(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(random_volume(20, 30).astype(np.uint8)).save(tmp_path / "in" / "a.png")
+    run = make_run(tmp_path / "run", (8, 8), network=smooth)
+    out = tmp_path / "out"
+    predict(run, tmp_path / "in", out, save_uncertainty=True, progress=False)
+    assert sorted(p.name for p in (out / "uncertainty").iterdir()) == ["a.npz", "a_entropy.png"]
+    with np.load(out / "uncertainty" / "a.npz") as file:
+        grey = np.array(Image.open(out / "uncertainty" / "a_entropy.png"))
+        np.testing.assert_allclose(grey / 255, file["entropy"], atol=0.003)
+    calls = (out / "a.png").stat().st_mtime_ns
+    predict(run, tmp_path / "in", out, save_uncertainty=True, progress=False)
+    assert (out / "a.png").stat().st_mtime_ns == calls, "a finished case is not repeated"
+    predict(run, tmp_path / "in", out, save_uncertainty=True, save_probabilities=True, progress=False)
+    assert (out / "a.png").stat().st_mtime_ns != calls, "what is asked for later is made"
+
+
+def test_runs_that_differ_in_classes_or_channels_are_refused(tmp_path):
+    from medseg_jax.types import UserError
+
+    source = folder_of_cases(tmp_path / "in", 1)
+    one = make_run(tmp_path / "one")
+    with pytest.raises(UserError, match="classes") as error:
+        predict([one, make_run(tmp_path / "two", classes=("low", "top"))], source, tmp_path / "out")
+    assert "top = 2" in str(error.value)
+    with pytest.raises(UserError, match="channels"):
+        predict([one, make_run(tmp_path / "two", channels=("CT",))], source, tmp_path / "out")
+    with pytest.raises(UserError, match="at least one run"):
+        predict([], source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_quarter_turns_are_refused_where_the_pixels_of_a_volume_are_not_square(tmp_path):
+    write_nifti(tmp_path / "in" / "a.nii.gz", random_volume(4, 5, 6), np.diag([1.0, 2, 1, 1]))
+    run = make_run(tmp_path / "run", (4, 4, 4))
+    with pytest.raises(CasesFailed, match="square pixels"):
+        predict(run, tmp_path / "in", tmp_path / "out", tta=["rot90"], progress=False)
+
+
+def test_the_choice_of_the_run_is_applied_unless_it_is_refused(tmp_path):
+    array = np.zeros((6, 9, 9), np.int16)
+    array[1:3, 1:4, 1:4], array[4, 7, 7] = 15, 15
+    write_nifti(tmp_path / "in" / "a.nii.gz", array)
+    run = make_run(tmp_path / "run")
+    choice = {"smallest": 0.0, "largest": True, "fill": False}
+    about = {"best": {"classes": {"low": {"choice": choice}, "high": {"choice": choice | {"largest": False}}}}}
+    (tmp_path / "run" / "postprocessing.json").write_text(json.dumps(about))
+    out = tmp_path / "out"
+    (path,) = predict(run, tmp_path / "in", out, progress=False)
+    cleaned = np.asarray(nib.load(path).dataobj)
+    assert cleaned.sum() == 18
+    assert json.loads((out / "predict.json").read_text())["made_by"]["postprocessing"] == {"low": choice}
+    predict(run, tmp_path / "in", out, postprocessing="none", overwrite=True, progress=False)
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), expected_label(array))
+    from medseg_jax.types import UserError
+
+    (tmp_path / "run" / "postprocessing.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        predict(run, tmp_path / "in", out, progress=False)
+
+
 # -------------------------------------------------------------------------------------------------------------- memory
 
 MEASURE = """
@@ -391,6 +510,57 @@ def test_probabilities_of_many_classes_never_exist_as_a_whole(tmp_path, spacing)
         np.testing.assert_array_equal(label, expected_label(large))
 
 
+BOUND = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+sys.path.insert(0, sys.argv[1])
+from medseg_jax.data import io
+from medseg_jax.inference.memory import case_bound
+from test_predict import Settings, make_run, predict
+def few(x):
+    return jnp.concatenate([x <= 10, (x > 10) & (x <= 20), x > 20], -1) * jnp.float32(1)
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+for name in ("small", "large"):
+    folder = Path(sys.argv[2]) / name
+    zscore = ({{"scheme": "zscore", "nonzero": False}},)
+    run = make_run(folder / "run", {patch}, jax.jit(few), spacing={spacing}, normalization=zscore)
+    before = peak()
+    predict(run, folder / "in", folder / "out", progress=False, overlap=0.25)
+image, geometry = io.read_image(folder / "in" / "a.nii")
+print(peak() - before, case_bound(image, geometry, [run], Settings(overlap=0.25)))
+"""
+
+
+def peak_and_bound(folder: Path, shape: tuple[int, ...], patch: tuple[int, ...], spacing) -> tuple[int, int]:
+    """Bytes that a float32 volume took beyond a small one before it in the same process, and the promise."""
+    for name, size in (("small", patch), ("large", shape)):
+        slices = random_volume(*size[:2], 8).astype(np.float32)
+        write_nifti(folder / name / "in" / "a.nii", np.tile(slices, (1, 1, -(-size[2] // 8)))[..., : size[2]])
+    code = BOUND.format(patch=patch, spacing=spacing)
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak, bound = map(int, done.stdout.split())
+    return peak, bound
+
+
+@pytest.mark.parametrize("spacing", [None, (1.25, 1.25, 1.25)])
+def test_the_printed_bound_holds(tmp_path, spacing):
+    peak, bound = peak_and_bound(tmp_path, (128, 128, 240), (16, 64, 64), spacing)
+    assert peak <= bound, f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
+    assert bound < 2.5 * peak, f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spacing", [None, (1.1, 1.1, 1.1)])
+def test_the_printed_bound_is_tight_for_512_x_512_x_600_voxels(tmp_path, spacing):
+    peak, bound = peak_and_bound(tmp_path, (512, 512, 600), (32, 128, 128), spacing)
+    assert peak <= bound, f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
+    assert bound < 1.5 * peak, f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
+
+
 @pytest.mark.slow
 def test_a_whole_body_scan_of_512_x_512_x_1000_voxels_stays_below_5_gib(tmp_path):
     slices = random_volume(512, 512, 8)
@@ -407,7 +577,7 @@ def test_a_whole_body_scan_of_512_x_512_x_1000_voxels_stays_below_5_gib(tmp_path
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
     """`medseg predict RUN` opens a run with a thresholding network."""
-    from medseg_jax.inference import predict as module
+    from medseg_jax.runtime import run as module
 
     asked = []
 
@@ -445,14 +615,16 @@ def test_command_line_options_reach_predict(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "predict", lambda *args, **options: seen.update(options, args=args) or [])
     flags = ["--tta", "--overlap", "0.25", "--batch-size", "3", "--split", "test", "--probabilities", "--overwrite"]
     assert main(["RUN", "--input", "IN", "--output", "OUT", *flags]) == 0
-    assert seen.pop("args") == (Path("RUN"), Path("IN"), Path("OUT"))
+    assert seen.pop("args") == ((Path("RUN"),), Path("IN"), Path("OUT"))
     assert seen == {
         "checkpoint": "best",
-        "tta": True,
+        "tta": ("flips",),
         "overlap": 0.25,
         "batch_size": 3,
         "split": "test",
         "save_probabilities": True,
+        "save_uncertainty": False,
+        "postprocessing": "chosen",
         "overwrite": True,
     }
 

@@ -350,9 +350,7 @@ def test_plain_lines_when_piped(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert lines[0].startswith(
-        "[1/2] c0: 6 x 5 x 4 after preprocessing, 2 windows of 4 x 6 x 8; image and slabs take at most 1 MiB"
-    )
+    assert lines[0].startswith("[1/2] c0: 4 x 5 x 6; takes at most 17 MiB of host memory")
     assert lines[1].startswith("[1/2] c0: 4 x 5 x 6, ")
     assert lines[2].startswith("[2/2] c1: 4 x 5 x 6, ")
     assert len(lines) == 3

@@ -1,4 +1,4 @@
-"""Sliding windows: coverage, partition of unity, any size against any patch, slabs, flips, compiled shapes, memory."""
+"""Sliding windows: coverage, partition of unity, any size against any patch, slabs, compiled shapes, memory."""
 
 import tracemalloc
 from math import ceil, prod
@@ -18,7 +18,6 @@ from medseg_jax.inference.sliding_window import (
     predict_slabs,
     predict_volume,
     slab_axis,
-    with_flips,
 )
 from medseg_jax.types import UserError
 
@@ -240,46 +239,13 @@ def test_the_next_batch_is_dispatched_before_the_last_one_is_fetched():
     image = random_image(1, 4, 40, 1)
     for _ in predict_slabs(network, image.reshape(10, 4, 4, 1), (4, 4), 1):
         events += ["slab"]
-    assert events[:3] == ["run", "run", "run"], "the first slab must come after the following batches have been started"
+    assert events[:3] == ["run", "run", "slab"], "the first slab must come after the following batch has been started"
     assert events.count("run") == 10
 
 
 def test_a_network_of_another_shape_is_named():
     with pytest.raises(ValueError, match=r"\(1, 4, 4, 2\); \(1, 4, 4, 3\) was expected"):
         predict_volume(pointwise, random_image(1, 4, 4, 1), (4, 4), 3)
-
-
-# --------------------------------------------------------------------------------------------------------------- flips
-
-
-@pytest.mark.parametrize("patch", [(4, 6), (3, 4, 6)])
-def test_flips_are_undone_exactly(patch):
-    image = np.round(100 * random_image(2, *patch, 1))  # integers, so that their sums are exact
-    seen = []
-
-    def identity(x):
-        seen.append(np.asarray(x))
-        return x
-
-    np.testing.assert_array_equal(with_flips(identity, len(patch))(image), image)
-    assert len(seen) == 2 ** len(patch)
-    distinct = {x.tobytes() for x in seen}
-    assert len(distinct) == 2 ** len(patch), "every mirror image once"
-
-
-def test_flips_make_the_prediction_equivariant_to_mirrors():
-    image = random_image(1, 6, 8, 10, 1)
-    mean = with_flips(blur, 3)
-    for axis in (1, 2, 3):
-        np.testing.assert_allclose(mean(np.flip(image, axis)), np.flip(mean(image), axis), atol=1e-6)
-        assert np.abs(blur(np.flip(image, axis)) - np.flip(blur(image), axis)).max() > 0.01, "blur must be lopsided"
-
-
-def test_flips_pass_through_the_windows():
-    image = random_image(5, 9, 9, 1)
-    np.testing.assert_allclose(
-        predict_volume(pointwise, image, (4, 4, 4), 2, flips=True), pointwise(image), atol=2e-6, rtol=2e-6
-    )
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

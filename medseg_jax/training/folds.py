@@ -1,0 +1,148 @@
+"""Cross-validation: every labelled case that is no test case is validated once, by a network that never saw it.
+
+A fold is the same data set with another split, and a run like any other in RUN/fold_<k>; the loop knows nothing of it.
+
+    split: the patients are sorted by (domain, patient); number i of them validates in fold  i mod K
+
+so that a patient never stands on both sides, and within each domain, and on the whole, folds differ by one patient at
+most. Test cases stay test cases; the data set's own validation cases take part like training cases; unlabelled cases of
+a patient go where the patient goes.
+
+    RUN/fold_<k>/                         an ordinary run
+    RUN/cross_validation/{last,best}/     out-of-fold predictions of all cases, cases.csv, summary.json, report.html
+    RUN/postprocessing.json               chosen on them, used when RUN predicts as an ensemble
+
+The last checkpoint's scores are the honest ones: the best checkpoint of a fold was chosen on the cases it is scored on.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from medseg_jax.config import Config
+from medseg_jax.data import io, synthetic
+from medseg_jax.data.dataset import Dataset
+from medseg_jax.runtime.log import say
+from medseg_jax.runtime.run import fold_folder
+from medseg_jax.types import UserError
+
+
+def fold_view(dataset: Dataset, fold: int, folds: int) -> Dataset:
+    """The data set as fold `fold` of `folds` sees it.
+
+    Raises:
+        UserError: there is no such fold, or there are fewer patients than folds.
+    """
+    owner = {case.id: case.patient or case.id for case in dataset.cases}
+    domains: dict[str, str] = {}
+    for case in dataset.cases:
+        if case.label is not None and case.split != "test":
+            domains[owner[case.id]] = min(case.domain, domains.get(owner[case.id], case.domain))
+    if not 0 <= fold < folds:
+        raise UserError("No such fold", found=f"fold {fold}", expected=f"0 to {folds - 1}, or all")
+    if not 2 <= folds <= len(domains):
+        raise UserError(
+            "The patients cannot be shared out among so many folds",
+            file=dataset.root,
+            found=f"{folds} folds, {len(domains)} patients with labels that are not for tests",
+            expected=f"2 to {len(domains)} folds",
+            remedy="--folds N",
+        )
+    order = sorted(domains, key=lambda patient: (domains[patient], patient))
+    validating = {patient for i, patient in enumerate(order) if i % folds == fold}
+    cases = (
+        case if case.split == "test" else replace(case, split="val" if owner[case.id] in validating else "train")
+        for case in dataset.cases
+    )
+    return replace(dataset, cases=tuple(cases))
+
+
+def train_folds(
+    config: Config, out: str | Path, fold: int | None = None, *, fresh: bool = False, report: bool = True
+) -> Path:
+    """Trains one fold, or all that are not finished, and sums up as soon as all are. Resumable like `train`.
+
+    Args:
+        config: its `folds` says how many there are.
+        out: folder of the cross-validation.
+        fold: which one; None for all.
+        fresh: throw away what these folds had and start them anew.
+        report: write final scores and reports.
+
+    Returns:
+        `out`, or the folder of the one fold.
+
+    Raises:
+        UserError, Interrupted: as `train`.
+    """
+    from medseg_jax.training.train import refuse_other_config, train
+
+    out = Path(out)
+    if (out / "run.json").exists():
+        raise UserError(
+            "This folder holds a run without folds",
+            file=out,
+            remedy="choose another --out, or leave --fold out to go on with it",
+        )
+    for k in range(config.folds) if fold is None else [fold]:
+        folder, one = fold_folder(out, k), replace(config, fold=k)
+        if finished(folder) and not fresh:
+            refuse_other_config(one, folder, fold_view(synthetic.open_data(config.data), k, config.folds))
+            say(f"fold {k}: finished already")
+            continue
+        say(f"fold {k} of {config.folds}: {folder}")
+        train(one, folder, fresh=fresh, report=report)
+    if report and all(finished(fold_folder(out, k)) for k in range(config.folds)):
+        summarise(config, out)
+    return out if fold is None else fold_folder(out, fold)
+
+
+def finished(folder: Path) -> bool:
+    """Whether a fold was trained to its end and scored."""
+    return (folder / "report.html").is_file()
+
+
+def summarise(config: Config, out: Path) -> None:
+    """Pools the out-of-fold predictions of all folds, scores them as one, chooses post-processing; the reports."""
+    import jax
+
+    from medseg_jax.evaluation.evaluate import evaluate
+    from medseg_jax.evaluation.report import report
+    from medseg_jax.training.postprocess import choose_and_score
+
+    if jax.process_index() != 0:
+        return
+    dataset = synthetic.open_data(config.data)
+    folders = {checkpoint: out / "cross_validation" / checkpoint for checkpoint in ("last", "best")}
+    for checkpoint, target in folders.items():
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for k in range(config.folds):
+            for path in io.list_files(fold_folder(out, k) / "validation" / checkpoint):
+                shutil.copyfile(path, target / path.name)
+        shutil.copyfile(fold_folder(out, 0) / "dataset.json", target / "dataset.json")
+        summary = evaluate(target, pooled(dataset), target)
+        report(target)
+        mean, (low, high) = summary["mean"]["dice"], summary["ci95"]["dice"]
+        say(f"cross-validation ({checkpoint}): Dice {mean:.4f} ({low:.4f} to {high:.4f}) over {summary['cases']} cases")
+    choose_and_score(out, pooled(dataset), folders)
+    draft = out / ".folds.json"
+    draft.write_text(json.dumps(_split(dataset, config.folds), indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(draft, out / "folds.json")
+    say(f"report: {folders['last'] / 'report.html'}")
+
+
+def pooled(dataset: Dataset) -> Dataset:
+    """All labelled cases that are no test cases, as validation cases."""
+    cases = (
+        replace(case, split="val") if case.label is not None and case.split != "test" else case
+        for case in dataset.cases
+    )
+    return replace(dataset, cases=tuple(cases))
+
+
+def _split(dataset: Dataset, folds: int) -> dict[str, list[str]]:
+    """Fold -> ids of the cases that it validated on."""
+    return {str(k): [case.id for case in fold_view(dataset, k, folds).subset("val")] for k in range(folds)}
