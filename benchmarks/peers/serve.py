@@ -1,0 +1,18 @@
+"""The peer's end of the line: one JSON object a line in, one out. Runs in the peer's environment, without medseg_jax."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+
+def serve(functions: dict[str, Callable[..., Any]], packages: tuple[str, ...]) -> None:
+    """Answers {"call": name, **arguments} with {"result": ...} until standard input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not get between the answers
+    functions = {"versions": lambda: {"python": platform.python_version()} | {p: version(p) for p in packages}} | functions
+    for line in sys.stdin:
+        request = json.loads(line)
+        result = functions[request.pop("call")](**request)
+        print(json.dumps({"result": result}), file=answers, flush=True)
