@@ -6,11 +6,10 @@ Both sides take image and label of the size that `Augment.sample_size` asks for,
 each of the samples of a repetition, with the probabilities that both call default. Times are seconds per sample.
 """
 
-import time
 from typing import Any
 
-import race
 import numpy as np
+import race
 
 CASES = {"64 x 64 x 64": ((64, 64, 64), 64), "40 x 56 x 40": ((40, 56, 40), 128)}
 """Name: patch, samples a repetition."""
@@ -35,17 +34,16 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int) -> dict[str, 
     program = jax.jit(lambda key, batch: augment(key, batch, config, patch))
     seeds = {"ours": 0, "theirs": 0}
 
-    def ours() -> float:
+    def ours() -> race.Seconds:
         seeds["ours"] += 1
-        keys = jax.random.split(jax.random.key(seeds["ours"]), count // BATCH)
-        start = time.perf_counter()
-        for key in keys:
-            jax.block_until_ready(program(key, batch))
-        return (time.perf_counter() - start) / count
+        keys = list(jax.random.split(jax.random.key(seeds["ours"]), count // BATCH))
+        wall, cpu = race.timed(lambda: [jax.block_until_ready(program(key, batch)) for key in keys])
+        return wall / count, cpu / count
 
-    def theirs() -> float:
+    def theirs() -> race.Seconds:
         seeds["theirs"] += 1
-        return peer("augment", sample=sample, patch=patch, count=count, seed=seeds["theirs"])["seconds"] / count
+        wall, cpu = peer("augment", sample=sample, patch=patch, count=count, seed=seeds["theirs"])["seconds"]
+        return wall / count, cpu / count
 
     return {"name": name, "goal": GOAL, "samples": count, **race.race(ours, theirs, repetitions)}
 

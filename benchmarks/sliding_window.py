@@ -7,12 +7,11 @@ has another width, so where windows overlap they agree to 0.05 only; inside one 
 """
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import race
 import numpy as np
+import race
 from train_step import build_peer, objective
 
 CASES = {
@@ -39,7 +38,7 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
     image = np.random.default_rng(0).normal(size=(*shape, 1)).astype(np.float32)
     options = {"patch_size": patch, "overlap": OVERLAP, "batch_size": BATCH}
 
-    def theirs(volume: np.ndarray, **more: Any) -> float:
+    def theirs(volume: np.ndarray, **more: Any) -> race.Seconds:
         np.save(folder / "image.npy", np.moveaxis(volume, -1, 0)[None])
         return peer("predict", image=str(folder / "image.npy"), **options, **more)["seconds"]
 
@@ -50,10 +49,8 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
         expected = np.moveaxis(np.load(folder / "out.npy"), 0, -1)
         np.testing.assert_allclose(found[::8, ::8, ::8], expected, atol=tolerance)
 
-    def ours() -> float:
-        start = time.perf_counter()
-        predict_volume(predict, image, channels=3, **options)
-        return time.perf_counter() - start
+    def ours() -> race.Seconds:
+        return race.timed(lambda: predict_volume(predict, image, channels=3, **options))
 
     return {"name": name, "goal": GOAL, **race.race(ours, lambda: theirs(image), repetitions)}
 

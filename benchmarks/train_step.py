@@ -7,12 +7,11 @@ weight decay and clipping (nnU-Net's). Before anything is timed, the losses of t
 """
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import race
 import numpy as np
+import race
 
 CASES = {
     "2-D, widths 16 to 128, 8 x 128 x 128": (2, (16, 32, 64, 128), 8, (128, 128), 1.3),
@@ -100,20 +99,18 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
 
     losses: list[float] = []
 
-    def ours() -> float:
+    def advance() -> None:
         nonlocal state
-        start = time.perf_counter()
         state, metrics = step(state, {}, batch)
         losses.append(float(metrics["loss"]))
         jax.block_until_ready(state)
-        return time.perf_counter() - start
 
     theirs = []
     for _ in range(3):
-        ours()
+        advance()
         theirs.append(peer("train_step")["loss"])
     np.testing.assert_allclose(losses, theirs, rtol=1e-4, err_msg="the two networks do not compute the same")
-    times = race.race(ours, lambda: peer("train_step")["seconds"], repetitions)
+    times = race.race(lambda: race.timed(advance), lambda: peer("train_step")["seconds"], repetitions)
     parameters = sum(p.size for p in jax.tree.leaves(state["params"]))
     return {"name": name, "goal": goal, "parameters": parameters, "first_losses": losses[:3], **times}
 

@@ -1,14 +1,12 @@
 """MONAI's DynUNet on PyTorch: a training step and sliding-window prediction, timed for train_step and sliding_window."""
 
-import time
-
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
 
-from serve import serve  # isort: skip
+from serve import serve, timed  # isort: skip
 
 torch.set_num_threads(2)
 state = {}
@@ -52,29 +50,34 @@ def prepare_training(batch, learning_rate, momentum, weight_decay, clip_norm):
 
 def train_step():
     """One step; returns its seconds and its loss."""
-    start = time.perf_counter()
-    image, label = state["batch"]
-    state["optimizer"].zero_grad(set_to_none=True)
-    loss = state["loss"](state["net"](image), label)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state["net"].parameters(), state["clip_norm"])
-    state["optimizer"].step()
-    value = loss.item()
-    return {"seconds": time.perf_counter() - start, "loss": value}
+    losses = []
+
+    def step():
+        image, label = state["batch"]
+        state["optimizer"].zero_grad(set_to_none=True)
+        loss = state["loss"](state["net"](image), label)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(state["net"].parameters(), state["clip_norm"])
+        state["optimizer"].step()
+        losses.append(loss.item())
+
+    return {"seconds": timed(step), "loss": losses[0]}
 
 
 def predict(image, patch_size, overlap, batch_size, out=None):
     """Probabilities of an image [1, 1, *s] (.npy) by gaussian sliding windows; returns the seconds."""
     net = state["net"].eval()
     volume = torch.from_numpy(np.load(image))
-    start = time.perf_counter()
-    with torch.inference_mode():
-        probabilities = sliding_window_inference(
-            volume, patch_size, batch_size, lambda x: torch.softmax(net(x), 1), overlap, mode="gaussian"
-        )
-    seconds = time.perf_counter() - start
+    found = []
+
+    def run():
+        with torch.inference_mode():
+            predictor = lambda x: torch.softmax(net(x), 1)  # noqa: E731
+            found.append(sliding_window_inference(volume, patch_size, batch_size, predictor, overlap, mode="gaussian"))
+
+    seconds = timed(run)
     if out:
-        np.save(out, probabilities[0, :, ::8, ::8, ::8].numpy())
+        np.save(out, found[0][0, :, ::8, ::8, ::8].numpy())
     return {"seconds": seconds}
 
 
