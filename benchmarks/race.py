@@ -2,8 +2,8 @@
 
 A peer runs in its own environment (`--peers PYTHON`, an interpreter that has the packages named in README.md) and is
 spoken to in lines of JSON, so that the repetitions of both sides alternate on one machine. Each repetition gives wall
-seconds and CPU seconds (of all threads). The ratio is ours / theirs: of the smallest wall times, of the median ones, and
-of the smallest CPU times, which other programs on the machine disturb least.
+seconds and CPU seconds (of all threads). The ratio is ours / theirs: of the smallest wall times, of the median ones,
+and of the smallest CPU times, which other programs on the machine disturb least.
 
 PyTorch's OpenMP threads are told to sleep while they wait: spinning, they take five times as long on a busy machine.
 """

@@ -52,7 +52,7 @@ def work(task):
     """Augments `count` samples in a worker."""
     sample, patch, count, seed = task
     torch.set_num_threads(1)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (batchgeneratorsv2 draws from it)
     torch.manual_seed(seed)
     if state.get("patch") != (sample, patch):
         random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The peer's end of the line: one JSON object a line in, one out. Runs in the peer's environment, without medseg_jax."""
+"""The peer's end of the line: one JSON object a line in, one out. Runs in the peer's environment."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""MONAI's DynUNet on PyTorch: a training step and sliding-window prediction, timed for train_step and sliding_window."""
+"""MONAI's DynUNet on PyTorch: a training step and sliding-window prediction, timed for both benchmarks."""
 
 import numpy as np
 import torch
@@ -69,10 +69,14 @@ def predict(image, patch_size, overlap, batch_size, out=None):
     net = state["net"].eval()
     volume = torch.from_numpy(np.load(image))
     found = []
+    state["windows"] = 0
+
+    def predictor(x):
+        state["windows"] += len(x)
+        return torch.softmax(net(x), 1)
 
     def run():
         with torch.inference_mode():
-            predictor = lambda x: torch.softmax(net(x), 1)  # noqa: E731
             found.append(sliding_window_inference(volume, patch_size, batch_size, predictor, overlap, mode="gaussian"))
 
     seconds = timed(run)
@@ -81,7 +85,10 @@ def predict(image, patch_size, overlap, batch_size, out=None):
     return {"seconds": seconds}
 
 
-serve(
-    {"build": build, "prepare_training": prepare_training, "train_step": train_step, "predict": predict},
-    ("torch", "monai", "numpy"),
-)
+def windows_seen():
+    """How many windows the last prediction put through the network."""
+    return state["windows"]
+
+
+FUNCTIONS = (build, prepare_training, train_step, predict, windows_seen)
+serve({f.__name__: f for f in FUNCTIONS}, ("torch", "monai", "numpy"))
