@@ -15,15 +15,15 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 FAST = ("associative", "chunked")
 
 
-def problem(b=2, l=7, k=2, d=3, n=4, ku=None, r=None, seed=0, low=-4.0):
+def problem(b=2, length=7, k=2, d=3, n=4, ku=None, r=None, seed=0, low=-4.0):
     rng = np.random.default_rng(seed)
     c = k * d
     arrays = {
-        "u": rng.normal(size=(b, l, (ku or k) * d)),
-        "delta": rng.uniform(low, 2, size=(b, l, k * (r or d))),
+        "u": rng.normal(size=(b, length, (ku or k) * d)),
+        "delta": rng.uniform(low, 2, size=(b, length, k * (r or d))),
         "A": -rng.uniform(0.5, 4, size=(c, n)),
-        "B": rng.normal(size=(b, l, k, n)),
-        "C": rng.normal(size=(b, l, k, n)),
+        "B": rng.normal(size=(b, length, k, n)),
+        "C": rng.normal(size=(b, length, k, n)),
         "D": rng.normal(size=c),
         "delta_bias": rng.uniform(-2, 1, size=c),
     }
@@ -32,14 +32,14 @@ def problem(b=2, l=7, k=2, d=3, n=4, ku=None, r=None, seed=0, low=-4.0):
 
 def by_definition(u, delta, A, B, C, D, delta_bias, delta_weight=None, reverse=()):
     """Loops over everything but channels and states."""
-    (b, l, _), (c, n), k = u.shape, A.shape, B.shape[2]
+    (b, length, _), (c, n), k = u.shape, A.shape, B.shape[2]
     d = c // k
-    y = np.zeros((b, l, c))
+    y = np.zeros((b, length, c))
     for row, i in itertools.product(range(b), range(k)):
         own = slice(i * d, (i + 1) * d)
         j = i % (u.shape[2] // d)
         source, h = u[row, :, j * d : (j + 1) * d], np.zeros((d, n))
-        for t in range(l - 1, -1, -1) if reverse and reverse[i] else range(l):
+        for t in range(length - 1, -1, -1) if reverse and reverse[i] else range(length):
             raw = delta[row, t].reshape(k, -1)[i]
             raw = raw if delta_weight is None else raw @ delta_weight[i]
             raw = raw + delta_bias[own]
@@ -66,18 +66,18 @@ def gradients(arrays, weight, **options):
 @pytest.mark.parametrize("reverse", [(False, False), (True, True), (False, True)])
 @pytest.mark.parametrize("r", [None, 2])
 def test_the_definition(backend, reverse, r, x64):
-    for l in (1, 7, 16):
-        arrays = problem(l=l, r=r)
+    for length in (1, 7, 16):
+        arrays = problem(length=length, r=r)
         y = selective_scan(**on(arrays, jnp.float64), reverse=reverse, backend=backend, chunk=4)
         np.testing.assert_allclose(y, by_definition(**arrays, reverse=reverse), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("l", [1, 7, 16, 33])
+@pytest.mark.parametrize("length", [1, 7, 16, 33])
 @pytest.mark.parametrize("reverse", [(False, False, True, True), (True, False, True, False), True])
 @pytest.mark.parametrize("r", [None, 2])
-def test_the_hand_written_gradient_in_double_precision(l, reverse, r, x64):
-    arrays = on(problem(l=l, k=4, ku=2, r=r), jnp.float64)
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, l, 12)))
+def test_the_hand_written_gradient_in_double_precision(length, reverse, r, x64):
+    arrays = on(problem(length=length, k=4, ku=2, r=r), jnp.float64)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, length, 12)))
     expected = gradients(arrays, weight, reverse=reverse, backend="reference")
     for chunk in (4, 16, None):
         found = gradients(arrays, weight, reverse=reverse, backend="chunked", chunk=chunk)
@@ -89,8 +89,8 @@ def test_the_hand_written_gradient_in_double_precision(l, reverse, r, x64):
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_reversing_time_is_flipping_in_and_out(l, k, d, n, seed):
-    arrays = on(problem(b=1, l=l, k=k, d=d, n=n, seed=seed), jnp.float32)
+def test_reversing_time_is_flipping_in_and_out(length, k, d, n, seed):
+    arrays = on(problem(b=1, length=length, k=k, d=d, n=n, seed=seed), jnp.float32)
     flipped = {name: x[:, ::-1] if x.ndim > 2 else x for name, x in arrays.items()}
     found = selective_scan(**arrays, reverse=True, backend="chunked", chunk=4)
     there_and_back = selective_scan(**flipped, backend="chunked", chunk=4)[:, ::-1]
@@ -98,10 +98,10 @@ def test_reversing_time_is_flipping_in_and_out(l, k, d, n, seed):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize(("l", "d"), [(144, 128), (65, 192)])
-def test_single_precision(backend, l, d):
-    arrays = problem(b=1, l=l, k=2, d=d, n=16)
-    flags, weight = (False, True), np.random.default_rng(1).normal(size=(1, l, 2 * d))
+@pytest.mark.parametrize(("length", "d"), [(144, 128), (65, 192)])
+def test_single_precision(backend, length, d):
+    arrays = problem(b=1, length=length, k=2, d=d, n=16)
+    flags, weight = (False, True), np.random.default_rng(1).normal(size=(1, length, 2 * d))
     with jax.enable_x64(True):
         exact = on(arrays, jnp.float64)
         y = selective_scan(**exact, reverse=flags, backend="reference")
@@ -116,7 +116,7 @@ def test_single_precision(backend, l, d):
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_half_precision_inputs_are_scanned_in_single_precision(backend):
-    arrays = on(problem(b=1, l=300, d=8, n=16), jnp.bfloat16) | on({"A": problem(d=8, n=16)["A"]}, jnp.float32)
+    arrays = on(problem(b=1, length=300, d=8, n=16), jnp.bfloat16) | on({"A": problem(d=8, n=16)["A"]}, jnp.float32)
     widened = {name: x.astype(jnp.float32) for name, x in arrays.items()}
     y, exact = (selective_scan(**x, reverse=(False, True), backend=backend) for x in (arrays, widened))
     assert y.dtype == jnp.bfloat16
@@ -132,7 +132,7 @@ def test_half_precision_inputs_are_scanned_in_single_precision(backend):
 
 @pytest.mark.parametrize("backend", FAST)
 def test_decay_that_underflows_leaves_all_finite(backend):
-    arrays = on(problem(b=1, l=257, k=1, d=4, n=2), jnp.float32)
+    arrays = on(problem(b=1, length=257, k=1, d=4, n=2), jnp.float32)
     arrays |= {"delta": jnp.full_like(arrays["delta"], 20.0), "A": jnp.full_like(arrays["A"], -16.0)}
     y = selective_scan(**arrays, backend=backend)
     assert jnp.isfinite(y).all()
@@ -148,7 +148,7 @@ def test_decay_that_underflows_leaves_all_finite(backend):
 
 @pytest.mark.slow
 def test_a_sequence_of_65536_stays_finite():
-    arrays = on(problem(b=1, l=65536, k=1, d=8, n=2), jnp.float32)
+    arrays = on(problem(b=1, length=65536, k=1, d=8, n=2), jnp.float32)
     for strong in (False, True):
         if strong:
             arrays |= {"delta": jnp.full_like(arrays["delta"], 20.0), "A": jnp.full_like(arrays["A"], -16.0)}
@@ -159,7 +159,7 @@ def test_a_sequence_of_65536_stays_finite():
 
 
 def test_chunk_length_changes_nothing_but_memory():
-    arrays = on(problem(l=96, d=8, n=16), jnp.float32)
+    arrays = on(problem(length=96, d=8, n=16), jnp.float32)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 96, 16)), jnp.float32)
     expected = gradients(arrays, weight, backend="chunked", chunk=96)
     for chunk in (16, 32, 64):
@@ -170,7 +170,7 @@ def test_chunk_length_changes_nothing_but_memory():
 
 
 def test_same_bits_every_time():
-    arrays = on(problem(l=40, d=8, n=16), jnp.float32)
+    arrays = on(problem(length=40, d=8, n=16), jnp.float32)
     weight = jnp.ones((2, 40, 16))
     first, second = (gradients(arrays, weight, backend="chunked") for _ in range(2))
     for name in NAMES:
@@ -179,7 +179,7 @@ def test_same_bits_every_time():
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_vmap_over_everything_and_over_rows(backend):
-    many = [on(problem(l=9, seed=seed), jnp.float32) for seed in range(3)]
+    many = [on(problem(length=9, seed=seed), jnp.float32) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)
 
     def run(arrays):

@@ -24,9 +24,9 @@ from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_time, state_d
 
 def chunked(seq: Sequences, par: Parameters, reverse: bool, chunk: int | None = None) -> Array:
     """Scan in one time direction -> y [b, l, k, d] in u's dtype. `chunk`: steps between kept states, sqrt(l) or so."""
-    l = seq.u.shape[1]
-    chunk = chunk or (64 if l >= 2048 else 32 if l >= 512 else 16)
-    return _scan(*pad_time(seq, par, min(chunk, l)), reverse, min(chunk, l))[:, :l]
+    length = seq.u.shape[1]
+    chunk = chunk or (64 if length >= 2048 else 32 if length >= 512 else 16)
+    return _scan(*pad_time(seq, par, min(chunk, length)), reverse, min(chunk, length))[:, :length]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -36,7 +36,7 @@ def _scan(seq: Sequences, par: Parameters, reverse: bool, chunk: int) -> Array:
 
 def _forward(seq: Sequences, par: Parameters, reverse: bool, chunk: int, keep: bool) -> tuple[Array, Array | None]:
     """y, and where `keep` the state that enters each chunk [l / chunk, n, b, k, d]."""
-    b, l, k, d = seq.u.shape
+    b, length, k, d = seq.u.shape
     A = _over_channels(par.A, seq)
 
     def one_chunk(carry, i):
@@ -47,7 +47,9 @@ def _forward(seq: Sequences, par: Parameters, reverse: bool, chunk: int, keep: b
         return (end, _put(y, part, i)), state if keep else None
 
     start = jnp.zeros((A.shape[0], b, k, d), A.dtype)
-    (_, y), boundaries = lax.scan(one_chunk, (start, jnp.zeros_like(seq.u)), jnp.arange(l // chunk), reverse=reverse)
+    (_, y), boundaries = lax.scan(
+        one_chunk, (start, jnp.zeros_like(seq.u)), jnp.arange(length // chunk), reverse=reverse
+    )
     return y, boundaries
 
 

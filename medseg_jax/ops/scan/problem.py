@@ -50,8 +50,8 @@ def pad_time(seq: Sequences, par: Parameters, multiple: int) -> tuple[Sequences,
     A raw delta of -1e30 gives a step size, and a gradient, of exactly zero. A projected delta cannot be given that
     value, so it gets one more column, the weight's row for which is one: 0 at real steps, -1e30 at appended ones.
     """
-    b, l, k = seq.delta.shape[:3]
-    more = -l % multiple
+    b, length, k = seq.delta.shape[:3]
+    more = -length % multiple
     if not more:
         return seq, par
 
@@ -61,7 +61,7 @@ def pad_time(seq: Sequences, par: Parameters, multiple: int) -> tuple[Sequences,
     if par.delta_weight is None:
         delta = pad(seq.delta, -1e30)
     else:
-        switch = pad(jnp.zeros((b, l, k, 1), seq.delta.dtype), -1e30)
+        switch = pad(jnp.zeros((b, length, k, 1), seq.delta.dtype), -1e30)
         delta = jnp.concatenate([pad(seq.delta), switch], -1)
         weight = jnp.pad(par.delta_weight, ((0, 0), (0, 1), (0, 0)), constant_values=1)
         par = par._replace(delta_weight=weight)

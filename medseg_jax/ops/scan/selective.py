@@ -146,14 +146,20 @@ def _checked(u, delta, A, B, C, D, delta_bias, delta_weight, reverse):
             raise ValueError(f"{name} has shape {x.shape}, expected {axes[name]} axes (see selective_scan)")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} has dtype {x.dtype}, expected a floating dtype")
-    (b, l, cu), (c, n), k = u.shape, A.shape, B.shape[2]
-    if not (b and l and k and n and cu) or c % k:
+    (b, length, cu), (c, n), k = u.shape, A.shape, B.shape[2]
+    if not (b and length and k and n and cu) or c % k:
         raise ValueError(f"A {A.shape} has {c} channels for {k} groups of B {B.shape}: expected k * d, none empty")
     d = c // k
     if cu % d or k % (cu // d):
         raise ValueError(f"u {u.shape} must have {c} channels, or the {d} of each of fewer groups that divide {k}")
     r = d if delta_weight is None else delta_weight.shape[1]
-    expected = {"delta": (b, l, k * r), "B": (b, l, k, n), "C": (b, l, k, n), "D": (c,), "delta_bias": (c,)}
+    expected = {
+        "delta": (b, length, k * r),
+        "B": (b, length, k, n),
+        "C": (b, length, k, n),
+        "D": (c,),
+        "delta_bias": (c,),
+    }
     expected |= {} if delta_weight is None else {"delta_weight": (k, r, d)}
     for name, shape in expected.items():
         if arrays[name].shape != shape:
@@ -161,5 +167,5 @@ def _checked(u, delta, A, B, C, D, delta_bias, delta_weight, reverse):
     flags = (reverse,) * k if isinstance(reverse, bool) else tuple(bool(f) for f in reverse)
     if len(flags) != k:
         raise ValueError(f"reverse has {len(flags)} flags for {k} groups")
-    seq = Sequences(u.reshape(b, l, cu // d, d), delta.reshape(b, l, k, r), B, C)
+    seq = Sequences(u.reshape(b, length, cu // d, d), delta.reshape(b, length, k, r), B, C)
     return seq, Parameters(A.reshape(k, d, n), D.reshape(k, d), delta_bias.reshape(k, d), delta_weight), flags

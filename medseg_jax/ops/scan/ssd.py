@@ -38,21 +38,21 @@ def ssd(
     Raises:
         ValueError: shapes do not fit.
     """
-    (b, l, h, p), (k, n) = x.shape, B.shape[2:]
-    if log_decay.shape != (b, l, h) or B.shape != (b, l, k, n) or B.shape != C.shape or h % k:
+    (b, length, h, p), (k, n) = x.shape, B.shape[2:]
+    if log_decay.shape != (b, length, h) or B.shape != (b, length, k, n) or B.shape != C.shape or h % k:
         raise ValueError(
             f"log_decay {log_decay.shape}, B {B.shape}, C {C.shape} do not fit x {x.shape}: expected "
-            f"{(b, l, h)} and twice {(b, l)} + (groups that divide the {h} heads, states)"
+            f"{(b, length, h)} and twice {(b, length)} + (groups that divide the {h} heads, states)"
         )
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    q = min(chunk, l)
-    more = -l % q
+    q = min(chunk, length)
+    more = -length % q
 
     def chunks(a):  # [b, l, ...] -> [l / q, b, q, ...]; an appended step adds nothing and does not decay
         a = jnp.pad(a, ((0, 0), (0, more)) + ((0, 0),) * (a.ndim - 2))
         return jnp.moveaxis(a.reshape(b, -1, q, *a.shape[2:]), 1, 0)
 
-    heads = chunks(x.reshape(b, l, k, h // k, p)), chunks(log_decay.reshape(b, l, k, h // k))
+    heads = chunks(x.reshape(b, length, k, h // k, p)), chunks(log_decay.reshape(b, length, k, h // k))
     causal = jnp.tril(jnp.ones((q, q), bool))
 
     def product(spec, *operands):
@@ -74,4 +74,4 @@ def ssd(
 
     start = jnp.zeros((b, k, h // k, n, p), dtype)
     _, y = lax.scan(one_chunk, start, (*heads, chunks(B), chunks(C)))
-    return jnp.moveaxis(y, 0, 1).reshape(b, -1, h, p)[:, :l].astype(x.dtype)
+    return jnp.moveaxis(y, 0, 1).reshape(b, -1, h, p)[:, :length].astype(x.dtype)
