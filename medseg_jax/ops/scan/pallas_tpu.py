@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_time, state_dtype
+from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
 
 LANES = 128
 LOG2E = math.log2(math.e)
@@ -48,17 +48,14 @@ def pallas_tpu(
     """All groups in one call -> y [b, l, k, d] in u's dtype. `chunk` is a multiple of 8; 32 unless l is shorter."""
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the TPU kernel has float32 states; use backend='chunked' for float64")
-    if par.delta_weight is not None:
-        weight = par.delta_weight.astype(jnp.float32)
-        delta = jnp.einsum("blkr,krd->blkd", seq.delta.astype(jnp.float32), weight, precision="highest")
-        seq, par = seq._replace(delta=delta), par._replace(delta_weight=None)
+    seq, par = project_delta(seq, par)
     b, length, k, d = seq.delta.shape
     chunk = chunk or min(32, 8 * -(-length // 8))
     if chunk % 8:
         raise ValueError(f"chunk must be a multiple of 8 on a TPU, not {chunk}")
     paired = d % LANES == LANES // 2 and k % 2 == 0 and flags[::2] == flags[1::2] and seq.u.shape[2] % 2 == 0
     if d % LANES and not paired:
-        seq, par = _pad_channels(seq, par, -d % LANES)
+        seq, par = pad_channels(seq, par, -d % LANES)
     groups = 2 if paired else 1
     rows = max(r for r in range(1, 9) if b % r == 0)
     seq, par = pad_time(seq, par, chunk)
@@ -73,16 +70,6 @@ def pallas_tpu(
     skip_and_bias = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
     y = _scan(flat(seq.u), flat(seq.delta), BC, A, skip_and_bias, tiles)
     return y.reshape(b, -1, k, y.shape[-1] // k)[:, :length, :, :d]
-
-
-def _pad_channels(seq: Sequences, par: Parameters, more: int) -> tuple[Sequences, Parameters]:
-    """Channels of zeros at the end of each group: they add nothing to dB and dC."""
-
-    def pad(x, axis):
-        return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
-
-    seq = seq._replace(u=pad(seq.u, 3), delta=pad(seq.delta, 3))
-    return seq, Parameters(*(None if p is None else pad(p, 1) for p in par))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -101,7 +88,7 @@ def _forward(u, delta, BC, A, skip_and_bias, tiles: Tiles, keep: bool):
         in_specs=[at.source, at.wide, at.narrow, at.states, at.pair],
         out_specs=out_specs,
         out_shape=out_shape,
-        scratch=[at.state_scratch, at.spread_scratch, at.step_scratch(3)],
+        scratch=[at.state_scratch, at.spread_scratch, at.step_scratch(3), at.step_scratch(1)],
     )(u, delta, BC, A, skip_and_bias)
 
 
@@ -129,9 +116,10 @@ def _backward(tiles: Tiles, saved, dy):
         scratch=[
             at.state_scratch,
             at.spread_scratch,
-            pltpu.VMEM((tiles.chunk + 1, at.n, tiles.rows, LANES), f32),  # h before each step, and after the last
+            pltpu.VMEM((tiles.chunk, at.n, tiles.rows, LANES), f32),  # h before each step
             at.spread_scratch,  # dB and dC before the sum over lanes
-            at.step_scratch(4),
+            at.step_scratch(3),
+            at.step_scratch(2),
         ],
     )(u, delta, BC, A, skip_and_bias, dy, boundaries)
     if u.shape != delta.shape:  # groups that share a sequence
@@ -260,7 +248,7 @@ def _per_channel(at: _Specs, A_ref, pair_ref, lanes):
 
 
 def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pair_ref, y_ref, *rest):
-    boundary_ref, (h_ref, spread_ref, step_ref) = (rest[0] if keep else None), rest[-3:]
+    boundary_ref, (h_ref, spread_ref, step_ref, out_ref) = (rest[0] if keep else None), rest[-4:]
     n, chunk = at.n, at.tiles.chunk
     backwards = flags[pl.program_id(1)]
 
@@ -288,11 +276,11 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
                 hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
                 y += hm * _of_lanes(spread_ref, groups, cut, t, n + m)
                 new.append(hm)
-            step_ref[2, t] = y
+            out_ref[0, t] = y
             return tuple(new)
 
         def store(steps):
-            y_ref[:, steps, lanes] = _by_row(step_ref[2, steps], y_ref.dtype)
+            y_ref[:, steps, lanes] = _by_row(out_ref[0, steps], y_ref.dtype)
 
         _eights(at, load)
         h = lax.fori_loop(0, chunk, step, tuple(h_ref[m, :, lanes] for m in range(n)), unroll=4)
@@ -305,7 +293,7 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
 
 def _backward_kernel(
     at: _Specs, flags, u_ref, delta_ref, BC_ref, A_ref, pair_ref, dy_ref, boundary_ref,
-    du_ref, ddelta_ref, dBC_ref, dA_ref, dpair_ref, g_ref, spread_ref, h_ref, sum_ref, step_ref,
+    du_ref, ddelta_ref, dBC_ref, dA_ref, dpair_ref, g_ref, spread_ref, h_ref, sum_ref, step_ref, out_ref,
 ):  # fmt: skip
     n, chunk, rows = at.n, at.tiles.chunk, at.tiles.rows
     backwards = flags[pl.program_id(1)]
@@ -327,15 +315,6 @@ def _backward_kernel(
             u, dy = (_by_step(ref, slice(None), steps, lanes) for ref in (u_ref, dy_ref))
             step_ref[0, steps], step_ref[1, steps], step_ref[2, steps] = delta, u, dy
 
-        def again(i, h):
-            t = jnp.where(backwards == 1, chunk - 1 - i, i)
-            delta, new = step_ref[0, t], []
-            x = delta * step_ref[1, t]
-            for m in range(n):
-                h_ref[i, m] = h[m]
-                new.append(jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m))
-            return tuple(new)
-
         def add(t, m, value):
             """Into dB or dC of the lane's group."""
             if len(groups) == 1:
@@ -344,40 +323,50 @@ def _backward_kernel(
                 sum_ref[groups[0], t, m] += jnp.where(lane < cut, value, 0)
                 sum_ref[groups[1], t, m] += jnp.where(lane < cut, 0, value)
 
-        def back(i, g):
+        def again(i, h):
+            t = jnp.where(backwards == 1, chunk - 1 - i, i)
+            delta, u, dy = (step_ref[part, t] for part in range(3))
+            x, new = delta * u, []
+            for m in range(n):
+                h_ref[i, m] = h[m]
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
+                add(t, n + m, dy * hm)
+                new.append(hm)
+            return tuple(new)
+
+        def back(i, carry):
+            g, dA = carry
             i = chunk - 1 - i
             t = jnp.where(backwards == 1, chunk - 1 - i, i)
             delta, u, dy = (step_ref[part, t] for part in range(3))
-            x, gB, qA, new = delta * u, jnp.zeros_like(u), jnp.zeros_like(u), []
+            x, gB, qA, new, sums = delta * u, jnp.zeros_like(u), jnp.zeros_like(u), [], []
             for m in range(n):
                 gm = g[m] + dy * _of_lanes(spread_ref, groups, cut, t, n + m)
-                add(t, n + m, dy * h_ref[i + 1, m])
                 add(t, m, gm * x)
                 gB += gm * _of_lanes(spread_ref, groups, cut, t, m)
                 gm *= jnp.exp2(delta * A[m])
                 q = gm * h_ref[i, m]
                 qA += q * A[m]
-                dA_ref[m, :, lanes] += q * delta
+                sums.append(dA[m] + q * delta)
                 new.append(gm)
-            step_ref[0, t] = delta * gB  # du without the skip
-            step_ref[3, t] = u * gB + qA * (1 / LOG2E)  # gradient of the step size
-            return tuple(new)
+            out_ref[0, t] = delta * gB  # du without the skip
+            out_ref[1, t] = u * gB + qA * (1 / LOG2E)  # gradient of the step size
+            return tuple(new), tuple(sums)
 
         def store(steps):
             slope = jax.nn.sigmoid(_by_step(delta_ref, slice(None), steps, lanes) + bias)
-            draw, dy = step_ref[3, steps] * slope, step_ref[2, steps]
+            draw, dy = out_ref[1, steps] * slope, step_ref[2, steps]
             dpair_ref[0, :, lanes] += (dy * step_ref[1, steps]).sum(0)
             dpair_ref[1, :, lanes] += draw.sum(0)
             ddelta_ref[:, steps, lanes] = _by_row(draw, ddelta_ref.dtype)
-            du_ref[:, steps, lanes] = _by_row(step_ref[0, steps] + skip * dy, du_ref.dtype)
+            du_ref[:, steps, lanes] = _by_row(out_ref[0, steps] + skip * dy, du_ref.dtype)
 
         _eights(at, load)
-        last = lax.fori_loop(0, chunk, again, tuple(boundary_ref[m, :, lanes] for m in range(n)), unroll=4)
+        lax.fori_loop(0, chunk, again, tuple(boundary_ref[m, :, lanes] for m in range(n)), unroll=4)
+        start = (tuple(ref[m, :, lanes] for m in range(n)) for ref in (g_ref, dA_ref))
+        g, dA = lax.fori_loop(0, chunk, back, tuple(start), unroll=4)
         for m in range(n):
-            h_ref[chunk, m] = last[m]
-        g = lax.fori_loop(0, chunk, back, tuple(g_ref[m, :, lanes] for m in range(n)), unroll=2)
-        for m in range(n):
-            g_ref[m, :, lanes] = g[m]
+            g_ref[m, :, lanes], dA_ref[m, :, lanes] = g[m], dA[m]
         _eights(at, store)
 
     at.lane_blocks(block)

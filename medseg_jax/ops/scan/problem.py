@@ -66,3 +66,24 @@ def pad_time(seq: Sequences, par: Parameters, multiple: int) -> tuple[Sequences,
         weight = jnp.pad(par.delta_weight, ((0, 0), (0, 1), (0, 0)), constant_values=1)
         par = par._replace(delta_weight=weight)
     return Sequences(pad(seq.u), delta, pad(seq.B), pad(seq.C)), par
+
+
+def pad_channels(seq: Sequences, par: Parameters, more: int) -> tuple[Sequences, Parameters]:
+    """Appends channels of zeros to each group: they add nothing to dB and dC."""
+    if not more:
+        return seq, par
+
+    def pad(x, axis):
+        return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+    seq = seq._replace(u=pad(seq.u, 3), delta=pad(seq.delta, 3))
+    return seq, Parameters(*(None if p is None else pad(p, 1) for p in par))
+
+
+def project_delta(seq: Sequences, par: Parameters) -> tuple[Sequences, Parameters]:
+    """delta for all of l, for the kernels that do not project it themselves."""
+    if par.delta_weight is None:
+        return seq, par
+    weight = par.delta_weight.astype(jnp.float32)
+    delta = jnp.einsum("blkr,krd->blkd", seq.delta.astype(jnp.float32), weight, precision="highest")
+    return seq._replace(delta=delta), par._replace(delta_weight=None)
