@@ -66,20 +66,20 @@ def gradients(arrays, weight, **options):
 @pytest.mark.parametrize("reverse", [(False, False), (True, True), (False, True)])
 @pytest.mark.parametrize("r", [None, 2])
 def test_the_definition(backend, reverse, r, x64):
-    for length in (1, 7, 16):
+    for length in (1, 7):
         arrays = problem(length=length, r=r)
         y = selective_scan(**on(arrays, jnp.float64), reverse=reverse, backend=backend, chunk=4)
         np.testing.assert_allclose(y, by_definition(**arrays, reverse=reverse), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("length", [1, 7, 16, 33])
-@pytest.mark.parametrize("reverse", [(False, False, True, True), (True, False, True, False), True])
+@pytest.mark.parametrize("length", [1, 16, 33])
+@pytest.mark.parametrize("reverse", [(False, False, True, True), (True, False, True, False)])
 @pytest.mark.parametrize("r", [None, 2])
 def test_the_hand_written_gradient_in_double_precision(length, reverse, r, x64):
     arrays = on(problem(length=length, k=4, ku=2, r=r), jnp.float64)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, length, 12)))
     expected = gradients(arrays, weight, reverse=reverse, backend="reference")
-    for chunk in (4, 16, None):
+    for chunk in (4, None):
         found = gradients(arrays, weight, reverse=reverse, backend="chunked", chunk=chunk)
         assert set(found) == set(arrays)
         for name in found:
@@ -97,7 +97,7 @@ def test_reversing_time_is_flipping_in_and_out(length, k, d, n, seed):
     np.testing.assert_allclose(found, there_and_back, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", ["chunked", pytest.param("associative", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("length", "d"), [(144, 128), (65, 192)])
 def test_single_precision(backend, length, d):
     arrays = problem(b=1, length=length, k=2, d=d, n=16)
@@ -114,7 +114,7 @@ def test_single_precision(backend, length, d):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * np.abs(expected[name]).max())
 
 
-@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("backend", ["chunked", pytest.param("associative", marks=pytest.mark.slow)])
 def test_half_precision_inputs_are_scanned_in_single_precision(backend):
     arrays = on(problem(b=1, length=300, d=8, n=16), jnp.bfloat16) | on({"A": problem(d=8, n=16)["A"]}, jnp.float32)
     widened = {name: x.astype(jnp.float32) for name, x in arrays.items()}
@@ -130,7 +130,7 @@ def test_half_precision_inputs_are_scanned_in_single_precision(backend):
         np.testing.assert_allclose(np.float32(found[name]), expected[name], rtol=0, atol=2**-6 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", ["chunked", pytest.param("associative", marks=pytest.mark.slow)])
 def test_decay_that_underflows_leaves_all_finite(backend):
     arrays = on(problem(b=1, length=257, k=1, d=4, n=2), jnp.float32)
     arrays |= {"delta": jnp.full_like(arrays["delta"], 20.0), "A": jnp.full_like(arrays["A"], -16.0)}
@@ -177,7 +177,7 @@ def test_same_bits_every_time():
         assert (first[name] == second[name]).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("backend", ["chunked", pytest.param("associative", marks=pytest.mark.slow)])
 def test_vmap_over_everything_and_over_rows(backend):
     many = [on(problem(length=9, seed=seed), jnp.float32) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)

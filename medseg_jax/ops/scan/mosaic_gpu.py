@@ -39,14 +39,14 @@ class Tiles(NamedTuple):
 def mosaic_gpu(
     seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
 ) -> Array:
-    """All groups in one call -> y [b, l, k, d] in u's dtype. n is 8, 16 or 32; `chunk` a multiple of 8, 16 as a rule."""
+    """All groups in one call -> y [b, l, k, d] in u's dtype. n is 8, 16 or 32, `chunk` a multiple of 8."""
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the GPU kernel has float32 states; use backend='chunked' for float64")
     n, chunk = par.A.shape[-1], chunk or 16
     if n not in (8, 16, 32) or chunk % 8:
         raise ValueError(f"the GPU kernel takes 8, 16 or 32 states and chunks of a multiple of 8, not {n} and {chunk}")
     seq, par = project_delta(seq, par)
-    b, length, k, d = seq.delta.shape
+    _, length, k, d = seq.delta.shape
     seq, par = pad_time(*pad_channels(seq, par, -d % LANES), chunk)
     u = jnp.tile(seq.u, (1, 1, k // seq.u.shape[2], 1))
     BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32).swapaxes(1, 2)  # [b, k, l, 2n]
@@ -59,20 +59,24 @@ def mosaic_gpu(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _scan(u: Array, delta: Array, BC: Array, A: Array, pair: Array, tiles: Tiles) -> Array:
-    return _keep(u, delta, BC, A, pair, tiles)[0]
+    return _forward(u, delta, BC, A, pair, tiles, keep=False)[0]
 
 
-def _keep(u, delta, BC, A, pair, tiles: Tiles):
+def _forward(u, delta, BC, A, pair, tiles: Tiles, keep: bool):
     (b, length, c), n = u.shape, A.shape[0]
     boundaries = jax.ShapeDtypeStruct((length // tiles.chunk, b, n, c), jnp.float32)
     tile, narrow = _tile(tiles), plgpu.SMEM((tiles.chunk, 2 * n), jnp.float32)
-    y, boundaries = _call(
-        functools.partial(_forward_kernel, tiles, BC.shape[1], n),
-        (jax.ShapeDtypeStruct(u.shape, u.dtype), boundaries),
+    return _call(
+        functools.partial(_forward_kernel, tiles, BC.shape[1], n, keep),
+        (jax.ShapeDtypeStruct(u.shape, u.dtype), *([boundaries] if keep else [])),
         (b, c // LANES),
         [tile(u), tile(delta), narrow, tile(u), plgpu.Barrier(num_arrivals=3)],
         tiles,
     )(u, delta, BC, A, pair)
+
+
+def _keep(u, delta, BC, A, pair, tiles):
+    y, boundaries = _forward(u, delta, BC, A, pair, tiles, keep=True)
     return y, (u, delta, BC, A, pair, boundaries)
 
 
@@ -154,9 +158,8 @@ def _softplus(x):
     return jnp.maximum(x, 0.0) + log1p
 
 
-def _forward_kernel(
-    tiles: Tiles, k, n, u_in, delta_in, BC_in, A_in, pair_in, y_out, h_out, u_ref, delta_ref, BC_ref, y_ref, arrived
-):
+def _forward_kernel(tiles: Tiles, k, n, keep, u_in, delta_in, BC_in, A_in, pair_in, y_out, *rest):
+    h_out, (u_ref, delta_ref, BC_ref, y_ref, arrived) = (rest[0] if keep else None), rest[-5:]
     row, _, lanes, group, backwards = _where(tiles, k, u_in.shape[-1])
     chunk, count = tiles.chunk, u_in.shape[1] // tiles.chunk
     A = [_load(A_in, m, lanes) * LOG2E for m in range(n)]
@@ -168,8 +171,9 @@ def _forward_kernel(
         plgpu.copy_gmem_to_smem(u_in.at[row, steps, lanes], u_ref, arrived)
         plgpu.copy_gmem_to_smem(delta_in.at[row, steps, lanes], delta_ref, arrived)
         plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref, arrived)
-        for m in range(n):
-            h_out[i, row, m, lanes] = h[m]
+        if h_out is not None:
+            for m in range(n):
+                h_out[i, row, m, lanes] = h[m]
         plgpu.barrier_wait(arrived)
         plgpu.wait_smem_to_gmem(0)  # y of the chunk before has left
 
@@ -194,7 +198,8 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    tiles: Tiles, k, n, u_in, delta_in, BC_in, A_in, pair_in, dy_in, h_in, du_out, ddelta_out, dBC_out, dA_out, dpair_out,
+    tiles: Tiles, k, n, u_in, delta_in, BC_in, A_in, pair_in, dy_in, h_in,
+    du_out, ddelta_out, dBC_out, dA_out, dpair_out,
     u_ref, delta_ref, dy_ref, BC_ref, du_ref, ddelta_ref, h_ref, slab_ref, arrived,
 ):  # fmt: skip
     row, block, lanes, group, backwards = _where(tiles, k, u_in.shape[-1])

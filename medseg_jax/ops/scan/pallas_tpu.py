@@ -45,12 +45,12 @@ class Tiles(NamedTuple):
 def pallas_tpu(
     seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
 ) -> Array:
-    """All groups in one call -> y [b, l, k, d] in u's dtype. `chunk` is a multiple of 8; 32 unless l is shorter."""
+    """All groups in one call -> y [b, l, k, d] in u's dtype. `chunk`: 32, 24 or 16 if one divides l."""
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the TPU kernel has float32 states; use backend='chunked' for float64")
     seq, par = project_delta(seq, par)
     b, length, k, d = seq.delta.shape
-    chunk = chunk or min(32, 8 * -(-length // 8))
+    chunk = chunk or next((c for c in (32, 24, 16) if length % c == 0), min(32, 8 * -(-length // 8)))
     if chunk % 8:
         raise ValueError(f"chunk must be a multiple of 8 on a TPU, not {chunk}")
     paired = d % LANES == LANES // 2 and k % 2 == 0 and flags[::2] == flags[1::2] and seq.u.shape[2] % 2 == 0
@@ -129,7 +129,7 @@ def _backward(tiles: Tiles, saved, dy):
 
 _scan.defvjp(_keep, _backward)
 
-# -------------------------------------------------------------------------------------------- blocks, and where they lie
+# ------------------------------------------------------------------------------------------- blocks, and where they lie
 
 
 class _Specs:
@@ -137,6 +137,7 @@ class _Specs:
 
     def __init__(self, u: Array, delta: Array, BC: Array, A: Array, tiles: Tiles, backward: bool):
         self.tiles, self.n = tiles, A.shape[0]
+        self.unroll = 1 if tiles.interpret else 4  # 4: hides the latency of the recurrence
         rows, chunk, groups = tiles.rows, tiles.chunk, tiles.groups
         count = len(tiles.flags)
         self.width = width = delta.shape[-1] // count
@@ -283,7 +284,7 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
             y_ref[:, steps, lanes] = _by_row(out_ref[0, steps], y_ref.dtype)
 
         _eights(at, load)
-        h = lax.fori_loop(0, chunk, step, tuple(h_ref[m, :, lanes] for m in range(n)), unroll=4)
+        h = lax.fori_loop(0, chunk, step, tuple(h_ref[m, :, lanes] for m in range(n)), unroll=at.unroll)
         for m in range(n):
             h_ref[m, :, lanes] = h[m]
         _eights(at, store)
@@ -362,9 +363,9 @@ def _backward_kernel(
             du_ref[:, steps, lanes] = _by_row(out_ref[0, steps] + skip * dy, du_ref.dtype)
 
         _eights(at, load)
-        lax.fori_loop(0, chunk, again, tuple(boundary_ref[m, :, lanes] for m in range(n)), unroll=4)
+        lax.fori_loop(0, chunk, again, tuple(boundary_ref[m, :, lanes] for m in range(n)), unroll=at.unroll)
         start = (tuple(ref[m, :, lanes] for m in range(n)) for ref in (g_ref, dA_ref))
-        g, dA = lax.fori_loop(0, chunk, back, tuple(start), unroll=4)
+        g, dA = lax.fori_loop(0, chunk, back, tuple(start), unroll=at.unroll)
         for m in range(n):
             g_ref[m, :, lanes], dA_ref[m, :, lanes] = g[m], dA[m]
         _eights(at, store)

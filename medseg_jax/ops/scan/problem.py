@@ -7,6 +7,7 @@ its recurrence from the last position to the first, on data that stay where they
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -77,7 +78,7 @@ def pad_channels(seq: Sequences, par: Parameters, more: int) -> tuple[Sequences,
         return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
 
     seq = seq._replace(u=pad(seq.u, 3), delta=pad(seq.delta, 3))
-    return seq, Parameters(*(None if p is None else pad(p, 1) for p in par))
+    return seq, jax.tree.map(lambda p: pad(p, 1), par)
 
 
 def project_delta(seq: Sequences, par: Parameters) -> tuple[Sequences, Parameters]:

@@ -50,8 +50,8 @@ def selective_scan(
         delta_weight: maps each group's r low-rank step sizes to its d channels, without making them for all of l.
         reverse: run time backwards, for all groups or one flag a group. Nothing is flipped: y_t stays at t.
         backend: "reference" (`lax.scan`) and "associative" keep all states for the backward pass; "chunked" runs
-            everywhere and keeps chunk boundaries; "pallas_tpu" and "mosaic_gpu" are kernels. "auto" takes the kernel
-            of the platform that JAX runs on where it fits, else "chunked".
+            everywhere and keeps chunk boundaries; "pallas_tpu" and "mosaic_gpu" (Hopper or newer) are kernels. "auto"
+            takes the kernel of the platform that JAX runs on when it traces, "chunked" on a CPU.
         chunk: steps between the states kept for the backward pass (every backend has a default that suits it).
         mesh: with `rows` and/or `channels`, run one scan per device of this mesh (kernels cannot be split by the
             compiler): `rows` names the axes that split b, `channels` the axis that splits d within each group; the
@@ -68,11 +68,11 @@ def selective_scan(
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is the number of steps between kept states, at least 1, not {chunk}")
-    if backend == "auto":
-        backend = {"tpu": "pallas_tpu", "gpu": "mosaic_gpu"}.get(jax.default_backend(), "chunked")
+    by_platform = {"tpu": "pallas_tpu", "gpu": "mosaic_gpu"}
+    chosen = by_platform.get(jax.default_backend(), "chunked") if backend == "auto" else backend
 
     def scan(seq: Sequences, par: Parameters) -> Array:
-        return _one_device(seq, par, flags, backend, chunk)
+        return _one_device(seq, par, flags, chosen, chunk)
 
     if rows is not None or channels is not None:
         if mesh is None:
@@ -102,7 +102,7 @@ def _one_device(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backen
     order = [[i for i, flag in enumerate(flags) if flag == backwards] for backwards in (False, True)]
     parts = [one_way(groups, bool(backwards)) for backwards, groups in enumerate(order) if groups]
     y = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 2)
-    home = [sum(order, []).index(i) for i in range(len(flags))]
+    home = [[*order[0], *order[1]].index(i) for i in range(len(flags))]
     return _pick(y, 2, home).astype(seq.u.dtype)
 
 
@@ -110,7 +110,7 @@ def _groups(seq: Sequences, par: Parameters, groups: list[int]) -> tuple[Sequenc
     """The arrays of some groups; u's groups repeated where it has fewer."""
     u = _pick(seq.u, 2, [i % seq.u.shape[2] for i in groups])
     part = Sequences(u, *(_pick(x, 2, groups) for x in seq[1:]))
-    return part, Parameters(*(None if p is None else _pick(p, 0, groups) for p in par))
+    return part, jax.tree.map(lambda p: _pick(p, 0, groups), par)
 
 
 def _pick(x: Array, axis: int, indices: list[int]) -> Array:
@@ -128,8 +128,8 @@ def _sharded(scan, par: Parameters, mesh: Mesh, rows, channels):
     wide = spec(rows, None, None, channels)
     delta = wide if par.delta_weight is None else spec(rows)
     weight = None if par.delta_weight is None else spec(None, None, channels)
-    sequences = Sequences(wide, delta, spec(rows), spec(rows))
-    parameters = Parameters(spec(None, channels), spec(None, channels), spec(None, channels), weight)
+    sequences = Sequences._make((wide, delta, spec(rows), spec(rows)))
+    parameters = Parameters._make((*(spec(None, channels),) * 3, weight))
     return jax.shard_map(scan, mesh=mesh, in_specs=(sequences, parameters), out_specs=wide, check_vma=False)
 
 
