@@ -7,8 +7,9 @@
     python benchmarks/scan.py table                   prints all of results/scan.json
 
 What is compiled is labelled "compiled, not timed": its figures are the compiler's (bundles of the inner loops, spills)
-or counted from the blocks that the kernels move. Floors in bytes: 4 R L (3D + 2N) forward, 4 R L (5D + 4N) backward. CPU floor: the exponentials alone, b * L * c * N of them forward, at the rate of XLA's own exp in the same kind
-of loop, on one core (XLA runs a loop of small kernels on one).
+or counted from the blocks that the kernels move. Floors in bytes: 4 R L (3D + 2N) forward, 4 R L (5D + 4N) backward.
+CPU floor: the exponentials exp(delta A) alone, b * L * c * N of them forward, at the rate of XLA's own exp in the same
+kind of loop, on one core (XLA runs a loop of small kernels on one).
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/peers/scan_torch.py B LENGTH D      prints JSON; needs torch and mambapy
 
 `step by step`: the recurrence of mamba-ssm's selective_scan_ref (all decays and inputs up front, then a Python loop
-over time), written here from its formulas because that package does not build without a CUDA compiler. Its time slices are
-taken once by `unbind`: indexing one step at a time, as the published function does, makes each step's gradient a zero
-tensor of full size, which is quadratic in the length; that form is timed at LENGTH / 16.
+over time), written here from its formulas because that package does not build without a CUDA compiler. Its time slices
+are taken once by `unbind`: indexing one step at a time, as the published function does, makes each step's gradient a
+zero tensor of full size, which is quadratic in the length; that form is timed at LENGTH / 16.
 `parallel scan`: mamba.py's pscan (package mambapy), with the same inputs around it.
 """
 
