@@ -114,6 +114,23 @@ def test_single_precision(backend, length, d):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * np.abs(expected[name]).max())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "d"), [(1, 128), (9216, 192), (2304, 384), (576, 768), (144, 1536), (1023, 200)])
+def test_single_precision_at_the_sizes_of_real_networks(length, d):
+    arrays = problem(b=1, length=length, k=2, d=d, n=16)
+    flags, weight = (False, True), np.random.default_rng(1).normal(size=(1, length, 2 * d))
+    with jax.enable_x64(True):
+        exact = on(arrays, jnp.float64)
+        y = np.asarray(selective_scan(**exact, reverse=flags, backend="reference"))
+        # In double precision the hand-written gradient is the reference's to 1e-12, at a thousandth of its memory.
+        expected = jax.tree.map(np.asarray, gradients(exact, jnp.asarray(weight), reverse=flags, backend="chunked"))
+    single = on(arrays, jnp.float32)
+    found = gradients(single, jnp.float32(weight), reverse=flags, backend="chunked")
+    found["y"] = selective_scan(**single, reverse=flags, backend="chunked")
+    for name, value in (expected | {"y": y}).items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
 @pytest.mark.parametrize("backend", ["chunked", pytest.param("associative", marks=pytest.mark.slow)])
 def test_half_precision_inputs_are_scanned_in_single_precision(backend):
     arrays = on(problem(b=1, length=300, d=8, n=16), jnp.bfloat16) | on({"A": problem(d=8, n=16)["A"]}, jnp.float32)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 
 class Sequences(NamedTuple):
@@ -88,3 +88,11 @@ def project_delta(seq: Sequences, par: Parameters) -> tuple[Sequences, Parameter
     weight = par.delta_weight.astype(jnp.float32)
     delta = jnp.einsum("blkr,krd->blkd", seq.delta.astype(jnp.float32), weight, precision="highest")
     return seq._replace(delta=delta), par._replace(delta_weight=None)
+
+
+def pick(x: Array, axis: int, indices: list[int]) -> Array:
+    """Static take: nothing where all are taken in order, a slice where they are neighbours."""
+    first, count = indices[0], len(indices)
+    if indices != list(range(first, first + count)):
+        return jnp.take(x, jnp.array(indices), axis)
+    return x if count == x.shape[axis] else lax.slice_in_dim(x, first, first + count, axis=axis)

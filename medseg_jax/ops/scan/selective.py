@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from medseg_jax.ops.scan.chunked import chunked
-from medseg_jax.ops.scan.problem import Parameters, Sequences
+from medseg_jax.ops.scan.problem import Parameters, Sequences, pick
 from medseg_jax.ops.scan.reference import associative, reference
 
 type Backend = Literal["auto", "reference", "associative", "chunked", "pallas_tpu", "mosaic_gpu"]
@@ -83,7 +83,7 @@ def selective_scan(
 
 
 def _one_device(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backend: str, chunk: int | None) -> Array:
-    """y [b, l, k, d]. The portable forms scan one time direction at a time, the kernels all groups in one call."""
+    """y [b, l, k, d]. The plain forms scan one time direction at a time, the others all groups in one call."""
     if backend == "pallas_tpu":
         from medseg_jax.ops.scan.pallas_tpu import pallas_tpu
 
@@ -93,32 +93,25 @@ def _one_device(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backen
 
         return mosaic_gpu(seq, par, flags, chunk)
 
+    if backend == "chunked":
+        return chunked(seq, par, flags, chunk)
+
     def one_way(groups: list[int], backwards: bool) -> Array:
         part, own = _groups(seq, par, groups)
-        if backend == "chunked":
-            return chunked(part, own, backwards, chunk)
         return {"reference": reference, "associative": associative}[backend](part, own, backwards)
 
     order = [[i for i, flag in enumerate(flags) if flag == backwards] for backwards in (False, True)]
     parts = [one_way(groups, bool(backwards)) for backwards, groups in enumerate(order) if groups]
     y = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 2)
     home = [[*order[0], *order[1]].index(i) for i in range(len(flags))]
-    return _pick(y, 2, home).astype(seq.u.dtype)
+    return pick(y, 2, home).astype(seq.u.dtype)
 
 
 def _groups(seq: Sequences, par: Parameters, groups: list[int]) -> tuple[Sequences, Parameters]:
     """The arrays of some groups; u's groups repeated where it has fewer."""
-    u = _pick(seq.u, 2, [i % seq.u.shape[2] for i in groups])
-    part = Sequences(u, *(_pick(x, 2, groups) for x in seq[1:]))
-    return part, jax.tree.map(lambda p: _pick(p, 0, groups), par)
-
-
-def _pick(x: Array, axis: int, indices: list[int]) -> Array:
-    """Static take: nothing where all are taken in order, a slice where they are neighbours."""
-    first, count = indices[0], len(indices)
-    if indices != list(range(first, first + count)):
-        return jnp.take(x, jnp.array(indices), axis)
-    return x if count == x.shape[axis] else jax.lax.slice_in_dim(x, first, first + count, axis=axis)
+    u = pick(seq.u, 2, [i % seq.u.shape[2] for i in groups])
+    part = Sequences(u, *(pick(x, 2, groups) for x in seq[1:]))
+    return part, jax.tree.map(lambda p: pick(p, 0, groups), par)
 
 
 def _sharded(scan, par: Parameters, mesh: Mesh, rows, channels):
