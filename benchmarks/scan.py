@@ -88,8 +88,8 @@ def cpu(peers: str | None, length: int) -> dict:
             assert analysis is not None
             row[f"{what}_temporary_MB"] = analysis.temp_size_in_bytes / 1e6
         print(backend, row, flush=True)
-    short = [x[:, : length // 16] if x.ndim > 2 else x for x in arrays]
-    rows[f"chunked, l = {length // 16}"] = {
+    short = [x[:, : length // 4] if x.ndim > 2 else x for x in arrays]
+    rows[f"chunked, l = {length // 4}"] = {
         f"{what}_ms": _least(step("chunked", what).lower(*short).compile(), *short) for what in ("forward", "backward")
     }
     if peers:

@@ -5,10 +5,11 @@
 `step by step`: the recurrence of mamba-ssm's selective_scan_ref (all decays and inputs up front, then a Python loop
 over time), written here from its formulas because that package does not build without a CUDA compiler. Its time slices
 are taken once by `unbind`: indexing one step at a time, as the published function does, makes each step's gradient a
-zero tensor of full size, which is quadratic in the length; that form is timed at LENGTH / 16.
+zero tensor of full size, which is quadratic in the length; that form is timed at LENGTH / 4.
 `parallel scan`: mamba.py's pscan (package mambapy), with the same inputs around it.
 """
 
+# pyright: reportMissingImports=false
 import json
 import sys
 import time
@@ -89,7 +90,7 @@ def main():
         "torch: mamba.py pscan": timed(parallel_scan, b, length, d),
         "torch: selective_scan_ref, unbind": timed(step_by_step, b, length, d),
     }
-    short = length // 16
+    short = length // 4
     rows[f"torch: the same, indexed, l = {short}"] = timed(lambda *a: step_by_step(*a, indexed=True), b, short, d)
     print(json.dumps(rows))
 
