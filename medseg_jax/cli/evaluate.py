@@ -28,8 +28,8 @@ class Args:
     """distance within which surfaces agree, in mm (px for pictures)"""
     split: Literal["train", "val", "test"] | None = None
     """cases of a data set to score; by default the splits of the predicted cases"""
-    missing: Literal["error", "worst"] = "error"
-    """references without a prediction: list them and stop, or score them as empty"""
+    missing: Literal["error", "worst", "skip"] = "error"
+    """references without a prediction: list them and stop, score them as empty, or leave them out"""
     labels: tuple[str, ...] = field(default_factory=tuple)
     """names of the values 1, 2, ... where no dataset.json says them"""
     lesions: bool = False

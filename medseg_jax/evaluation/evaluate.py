@@ -130,7 +130,7 @@ def evaluate(
     nsd_tolerance: float = 1.0,
     labels: Labels | None = None,
     split: str | None = None,
-    missing: Literal["error", "worst"] = "error",
+    missing: Literal["error", "worst", "skip"] = "error",
     seed: int = 0,
     workers: int = 1,
     lesions: bool = False,
@@ -149,7 +149,8 @@ def evaluate(
         labels: the classes; by default those of the dataset.json of `ref`, of the folder above it, or of `pred`, else
             every value that the references hold.
         split: cases of a data set to score; by default the splits that the predictions belong to.
-        missing: what to do where a reference has no prediction: "error", or "worst" to score it as empty.
+        missing: what to do where a reference has no prediction: "error"; "worst" scores it as empty; "skip" scores the
+            predicted cases alone, and says so.
         seed: of the bootstrap.
         workers: threads.
         lesions: also match connected components: F1, sensitivity, precision, false positives, panoptic quality.
@@ -246,6 +247,9 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str, view: Dat
     found = _one_each(predictions, endings={io.suffix(path) for path in references.values()})
     _refuse_absent(pred, ref, references, found, missing)
     cases = {case.id: case for case in dataset.cases} if dataset else {}
+    if missing == "skip" and (absent := sorted(references.keys() - found.keys())):
+        notes.append(f"References without a prediction, left out: {_some(absent)}.")
+        references = {id: path for id, path in references.items() if id in found}
     pairs = []
     for id, reference in sorted(references.items()):
         domain, patient = (cases[id].domain, cases[id].patient) if id in cases else ("", "")
@@ -330,7 +334,7 @@ def _refuse_absent(pred: Path, ref: Path, references: Mapping, predictions: Mapp
             f"{len(absent)} of {len(references)} references have no prediction",
             file=pred,
             found="no " + _some(absent, 20),
-            remedy="predict them, name another --split, or score them as empty with --missing worst",
+            remedy="predict them; or --missing skip scores the others alone, --missing worst scores these as empty",
         )
 
 
