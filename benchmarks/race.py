@@ -75,7 +75,8 @@ def timed(work: Callable[[], Any]) -> Seconds:
 
 def race(ours: Callable[[], Seconds], theirs: Callable[[], Seconds], repetitions: int) -> dict[str, Any]:
     """Seconds of both sides, taken in turns after one warm-up each, and their ratios."""
-    ours(), theirs()
+    ours()
+    theirs()
     rounds = [(ours(), theirs()) for _ in range(repetitions)]
     (wall, cpu), (their_wall, their_cpu) = (tuple(zip(*side, strict=True)) for side in zip(*rounds, strict=True))
     return {
