@@ -10,10 +10,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Speed against peers
 
-Made by `benchmarks/tables.py` from `benchmarks/results/`; [`benchmarks/README.md`](../../benchmarks/README.md) says how
-to repeat it. Both sides ran on one machine, in turns. A ratio is ours / theirs: below 1 we are faster.
+Made by `benchmarks/tables.py` from `benchmarks/results/`; `benchmarks/README.md` says how to repeat it.
+Both sides ran on one machine, in turns. A ratio is ours / theirs: below 1 we are faster.
 The machine was shared with other work: compare ratios, not seconds.
 """
+
+
+PROOF = ("first_losses",)
+"""Keys that show that both sides compute the same, and are no figure of speed."""
 
 
 def cell(value: Any) -> str:
@@ -33,7 +37,7 @@ def verdict(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a row, one column a key; keys that only some rows have leave gaps."""
     rows = [{k: verdict(row) if k == "goal" and "ratio" in row else v for k, v in row.items()} for row in rows]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in PROOF]
     lines = [columns, ["---"] * len(columns), *([cell(row.get(c, "")) for c in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("_", " ")
 

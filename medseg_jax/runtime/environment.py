@@ -42,7 +42,11 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
-    return {"commit": commit, "modified": bool(git("status", "--porcelain", "-uno"))} if commit else {}
+    return (
+        {"commit": commit, "modified": bool(git("status", "--porcelain", "-uno", "--", ":!benchmarks/results"))}
+        if commit
+        else {}
+    )
 
 
 def devices() -> dict[str, Any]:
