@@ -54,7 +54,7 @@ def convert(argv: list[str]) -> int:
         """
 
         src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
-        """folder with images and masks"""
+        """folder with images and masks, or an archive of one (.zip, .tar, .tar.gz, .tgz)"""
         dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
         """folder to write"""
         conversion: tyro.conf.OmitArgPrefixes[making.Options]
