@@ -41,7 +41,7 @@ def find(name: str) -> Source:
     return known[name]
 
 
-def convert(name: str, src: str | Path, dst: str | Path, **options: object) -> "Dataset":
+def convert(name: str, src: str | Path, dst: str | Path, /, **options: object) -> "Dataset":
     """Makes a canonical data set of a public one.
 
     Args:
