@@ -1,0 +1,90 @@
+"""The list of sources, what it says, and what it refuses; sets that are not at hand, in small."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg_jax import cli
+from medseg_jax.data import sources
+from medseg_jax.types import UserError
+
+
+def picture(path: Path, values, size=(16, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(len(path.name)).choice(np.array(values, np.uint8), size)).save(path)
+
+
+def volume(path: Path, most: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(np.random.default_rng(0).integers(0, most + 1, (6, 7, 8)).astype(np.uint8), np.eye(4)).to_filename(
+        path
+    )
+
+
+def test_every_source_is_complete():
+    known = sources.sources()
+    assert len(known) >= 20
+    for name, source in known.items():
+        assert source.name == name
+        assert all((source.title, source.licence, source.citation, source.origin, source.access, source.split))
+        assert source.layout.strip()
+        assert source.needs
+
+
+def test_the_list_and_one_of_it(capsys):
+    assert cli.main(["data", "sources", "--json"]) == 0
+    assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} == set(sources.sources())
+    assert cli.main(["data", "sources", "hecktor"]) == 0
+    assert "sign the agreement" in capsys.readouterr().out
+
+
+def test_unknown_names_and_other_layouts(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    assert cli.main(["data", "convert", "--source", "kvasir", str(tmp_path / "src"), str(tmp_path / "dst")]) == 1
+    assert "kvasir_seg" in capsys.readouterr().err
+    with pytest.raises(UserError, match="not the layout of kvasir_seg") as error:
+        sources.convert("kvasir_seg", tmp_path / "src", tmp_path / "dst", quiet=True)
+    assert "masks/cju0qkwl35piu0993l0dewei2.jpg" in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def test_fundus(tmp_path):
+    for domain in ("Domain1", "Domain2"):
+        for split in ("train", "test"):
+            for name in "abcdef":
+                picture(tmp_path / "src" / domain / split / "image" / f"{split}{name}.png", range(256))
+                picture(tmp_path / "src" / domain / split / "mask" / f"{split}{name}.png", (0, 128, 255))
+    dataset = sources.convert("fundus", tmp_path / "src", tmp_path / "dst", quiet=True)
+    assert dataset.labels.names == ("rim", "cup")
+    assert dataset.domains == ("Domain1", "Domain2")
+    assert Counter(case.split for case in dataset.cases) == {"train": 8, "val": 4, "test": 12}
+
+
+def test_prostate_acdc_and_hecktor(tmp_path):
+    for site in ("BMC", "HK"):
+        for i in range(6):
+            volume(tmp_path / "p" / site / f"Case{i:02d}.nii.gz", 200)
+            volume(tmp_path / "p" / site / f"Case{i:02d}_segmentation.nii.gz", 2)
+    dataset = sources.convert("prostate", tmp_path / "p", tmp_path / "dst", quiet=True)
+    assert (dataset.labels.names, dataset.domains) == (("prostate",), ("BMC", "HK"))
+    for i in range(1, 7):
+        for frame in (1, 12):
+            name = f"patient{i:03d}_frame{frame:02d}"
+            volume(tmp_path / "a" / "training" / f"patient{i:03d}" / f"{name}.nii.gz", 200)
+            volume(tmp_path / "a" / "training" / f"patient{i:03d}" / f"{name}_gt.nii.gz", 3)
+    dataset = sources.convert("acdc", tmp_path / "a", tmp_path / "dst2", quiet=True)
+    assert Counter(case.split for case in dataset.cases) == {"train": 8, "val": 4}
+    assert len({case.patient for case in dataset.cases}) == 6
+    for centre in ("CHUM", "MDA"):
+        for i in range(2):
+            for modality in ("CT", "PT"):
+                volume(tmp_path / "h" / "imagesTr" / f"{centre}-{i:03d}__{modality}.nii.gz", 200)
+            volume(tmp_path / "h" / "labelsTr" / f"{centre}-{i:03d}.nii.gz", 2)
+    dataset = sources.convert("hecktor", tmp_path / "h", tmp_path / "dst3", quiet=True)
+    assert (dataset.labels.names, dataset.channels) == (("GTVp", "GTVn"), ("CT", "PET"))
+    assert dataset.domains == ("CHUM", "MDA")
