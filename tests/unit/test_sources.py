@@ -88,3 +88,32 @@ def test_prostate_acdc_and_hecktor(tmp_path):
     dataset = sources.convert("hecktor", tmp_path / "h", tmp_path / "dst3", quiet=True)
     assert (dataset.labels.names, dataset.channels) == (("GTVp", "GTVn"), ("CT", "PET"))
     assert dataset.domains == ("CHUM", "MDA")
+
+
+def test_isic_as_released(tmp_path):
+    for split in ("Training", "Validation"):
+        for i in range(3):
+            name = f"ISIC_{i + 10 * len(split):07d}"
+            picture(tmp_path / "i" / f"ISIC2018_Task1-2_{split}_Input" / f"{name}.jpg", range(256))
+            picture(tmp_path / "i" / f"ISIC2018_Task1_{split}_GroundTruth" / f"{name}_segmentation.png", (0, 255))
+    dataset = sources.convert("isic2018", tmp_path / "i", tmp_path / "dst", quiet=True)
+    assert Counter(case.split for case in dataset.cases) == {"train": 3, "val": 3}
+
+
+def test_glas_as_released(tmp_path):
+    for name in ("train_1", "train_2", "testA_1"):
+        picture(tmp_path / "g" / f"{name}.bmp", range(256))
+        picture(tmp_path / "g" / f"{name}_anno.bmp", (0, 1, 2))
+    dataset = sources.convert("glas", tmp_path / "g", tmp_path / "dst2", quiet=True)
+    assert Counter(case.split for case in dataset.cases) == {"train": 1, "val": 1, "test": 1}
+
+
+def test_idrid_as_released(tmp_path):
+    for i, part in [*((i, "a. Training Set") for i in range(1, 8)), (55, "b. Testing Set")]:
+        picture(tmp_path / "d" / "1. Original Images" / part / f"IDRiD_{i:02d}.jpg", range(256))
+        for k, name in enumerate(("MA", "HE", "EX", "SE", "OD")):
+            picture(
+                tmp_path / "d" / "2. All Groundtruths" / part / f"{k}. {name}" / f"IDRiD_{i:02d}_{name}.tif", (0, 76)
+            )
+    dataset = sources.convert("idrid", tmp_path / "d", tmp_path / "dst3", quiet=True)
+    assert Counter(case.split for case in dataset.cases) == {"train": 2, "val": 5, "test": 1}
