@@ -20,7 +20,7 @@ from medseg_jax import Augment, Config, Optim, Rule, Stage, Supervised, UNet
 
 net = UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2, norm="batch", dropout=0.1)
 stage = Stage(Supervised(net), steps={steps}, optim=Optim(lr=3e-3, warmup=4), augment=Augment.light())
-every = dict(validate_every=8, checkpoint_every=4, log_every=4)
+every = dict(validate_every=8, checkpoint_every=4, log_every=1)
 config = Config(data={data!r}, stages=(stage,), ema=0.9, cache={cache!r}, {more}**every)
 """
 

@@ -36,7 +36,16 @@ exit codes: 0 done, 1 problem (explained), 2 wrong usage, 130/143 stopped and sa
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(verbs="\n".join(f"  {name:9s} {text}" for name, text in VERBS.items())))
         return 0 if argv else 2
@@ -57,9 +66,7 @@ def _run(verb: str, argv: list[str]) -> int:
     from medseg_jax.types import UserError
 
     try:
-        code = importlib.import_module(f"medseg_jax.cli.{verb}").main(argv)
-        sys.stdout.flush()
-        return code
+        return importlib.import_module(f"medseg_jax.cli.{verb}").main(argv)
     except UserError as error:
         print(f"medseg {verb}: {error}", file=sys.stderr)
         return 1
@@ -68,9 +75,8 @@ def _run(verb: str, argv: list[str]) -> int:
         return 130
     except SystemExit as error:  # tyro ends the process after --help and after wrong usage
         return error.code if isinstance(error.code, int) else 2
-    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno is None:
             raise

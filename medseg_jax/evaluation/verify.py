@@ -376,7 +376,7 @@ def _predict(run: Path, number: int) -> Iterator[Check]:
     for id in ids:
         image = dataset.case(id).images[0]
         with tempfile.TemporaryDirectory() as scratch:
-            options = dict(tta=settings["tta"], overlap=settings["overlap"], batch_size=journal["batch_size"])
+            options = dict(tta=settings["tta"], overlap=settings["overlap"], postprocessing="none")
             written = predict(opened, image, Path(scratch) / "out", progress=False, **options)
             new, _ = io.read_label(written[0])
         old, _ = io.read_label(folder / journal["cases"][id]["outputs"][0])
@@ -420,15 +420,16 @@ def _predictions(folder: Path) -> Iterator[Check]:
 
 def _origin(folder: Path) -> Iterator[Check]:
     journal = _read(folder / "predict.json")
-    run, weights = Path(journal["run"]), journal["made_by"]["weights"]
-    manifests = list(run.glob(f"checkpoints/*/{journal['checkpoint']}/*.sha256.json"))
-    if not manifests:
-        text = f"the run is not there, so its weights {str(weights)[:12]}… cannot be checked"
-        yield Check("origin", "warning", text, str(run), "bring it back to where it was, to check it")
-    elif weights in [_read(path)["self"] for path in manifests]:
-        yield Check(
-            "origin", "ok", f"made by the {journal['checkpoint']} weights of step {journal['step']} of {run.name}"
-        )
-    else:
-        text = f"the run's {journal['checkpoint']} weights are others by now than those that made these predictions"
-        yield Check("origin", "problem", text, str(run), "predict anew with --overwrite")
+    runs, weights, steps = (
+        v if isinstance(v, list) else [v] for v in (journal["run"], journal["made_by"]["weights"], journal["step"])
+    )
+    for run, made_by, step in zip(map(Path, runs), weights, steps, strict=True):
+        manifests = list(run.glob(f"checkpoints/*/{journal['checkpoint']}/*.sha256.json"))
+        if not manifests:
+            text = f"the run is not there, so its weights {str(made_by)[:12]}… cannot be checked"
+            yield Check("origin", "warning", text, str(run), "bring it back to where it was, to check it")
+        elif made_by in [_read(path)["self"] for path in manifests]:
+            yield Check("origin", "ok", f"made by the {journal['checkpoint']} weights of step {step} of {run.name}")
+        else:
+            text = f"the run's {journal['checkpoint']} weights are others by now than those that made these predictions"
+            yield Check("origin", "problem", text, str(run), "predict anew with --overwrite")

@@ -97,10 +97,10 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
                 _clear(out)
             distributed.wait_for_all("cleared")
             # ------------------------------------------------------------ data
-            whole, plan = open_data(config, out)
-            dataset = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+            whole, dataset = open_data(config)
             if not (out / "run.json").exists():
                 refuse_problems(dataset, stop)
+            plan = open_plan(config, whole, out)
             cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all folds share it
             _write_run(config, out, dataset, plan)
 
@@ -121,17 +121,22 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 # ---------------------------------------------------------------- before the loop
 
 
-def open_data(config: Config, out: Path | None = None) -> tuple[Dataset, Plan]:
-    """The data set and its plan: the run's own when resuming, else the config's, the data set's, or one made now."""
-    dataset = synthetic.open_data(config.data)
+def open_data(config: Config) -> tuple[Dataset, Dataset]:
+    """The data set, and the view of it that the config's fold has."""
+    whole = synthetic.open_data(config.data)
+    return whole, whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+
+
+def open_plan(config: Config, dataset: Dataset, out: Path | None = None) -> Plan:
+    """The run's own plan when resuming, else the config's, the data set's, or one made now."""
     candidates = [out / "plan.json"] if out else []
     candidates += [Path(config.plan)] if config.plan else [dataset.root / "plan.json"]
     for path in candidates:
         if path.exists():
-            return dataset, Plan.load(path)
+            return Plan.load(path)
     if config.plan:
         raise UserError("No such plan", file=config.plan, remedy=f"medseg data plan {config.data} makes one")
-    return dataset, make_plan(dataset, budget=jax.default_backend())
+    return make_plan(dataset, budget=jax.default_backend())
 
 
 def refuse_problems(dataset: Dataset, stop: threading.Event | None = None) -> None:

@@ -40,7 +40,7 @@ def end(processes):
 def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
     """SIGTERM to one stops both with a save; started again they end where one process ends. One of them writes."""
     out = tmp_path / "two"
-    processes = two(config, out, "--log_every", "2")
+    processes = two(config, out)
     try:
         wait_for_step(processes[0], out, 8)
         processes[1].send_signal(signal.SIGTERM)

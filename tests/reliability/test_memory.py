@@ -44,10 +44,13 @@ def soak(config, out, steps, every, timeout):
 
 @pytest.mark.parametrize(
     ("steps", "every", "slope"),
-    [(200, 20, 40.0), pytest.param(5000, 100, 2.0, marks=pytest.mark.slow)],
+    [(200, 20, 150.0), pytest.param(5000, 100, 2.0, marks=pytest.mark.slow)],
 )
 def test_memory_descriptors_and_threads_stay_flat(phantoms, tmp_path, steps, every, slope):
-    """The second half of the run grows by less than `slope` KiB a step; descriptors and threads do not grow at all."""
+    """The second half of the run grows by less than `slope` KiB a step; descriptors and threads do not grow at all.
+
+    Allocators are still settling after 200 steps, so that the short run finds a leak of whole batches only.
+    """
     config = write_config(tmp_path / "config.py", phantoms.root)
     rows = soak(config, tmp_path / "run", steps, every, timeout=1500)
     half = rows[rows[:, 0] > steps // 2]

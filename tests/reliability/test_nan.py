@@ -136,12 +136,12 @@ def test_fewer_bad_steps_are_counted_and_survived(phantoms, tmp_path, monkeypatc
     import json
 
     config = configs.load(write_config(tmp_path / "config.py", phantoms.root))
-    config = replace(config, max_bad_steps=3, cache=str(tmp_path.parent / "nan_cache"))
+    config = replace(config, max_bad_steps=3, log_every=4, cache=str(tmp_path.parent / "nan_cache"))
     stream = training.pipeline.stream
 
     def poisoned(**feed):
         for step, values in enumerate(stream(**feed), feed["start"] + 1):
-            yield {**values, "image": values["image"] * np.inf} if step in (5, 6, 9) else values
+            yield {**values, "image": np.full_like(values["image"], np.inf)} if step in (5, 6, 9) else values
 
     monkeypatch.setattr(training.pipeline, "stream", poisoned)
     training.train(config, tmp_path / "run", report=False)
