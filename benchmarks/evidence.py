@@ -68,11 +68,19 @@ def run(job: Job, seeds: list[int], raw: Path, work: Path) -> None:
             "seconds_per_step": float(np.median([e["seconds"] for e in train])),
             "minutes_of_steps": _minutes(train),
             "best_step": max((e for e in log if e["kind"] == "val"), key=lambda e: e["dice"])["step"],
-            **{w: json.loads((out / "validation" / w / "summary.json").read_text()) for w in ("best", "last")},
+            **{which: _summary(out / "validation" / which) for which in ("best", "last")},
         }
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=1))
         shutil.copyfile(out / "validation" / "best" / "cases.csv", RESULTS / f"{job.config}_seed{seed}_cases.csv")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """summary.json without the places of files on this machine."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for place in ("predictions", "references"):
+        del summary["settings"][place]
+    return summary
 
 
 def _minutes(train: list[dict[str, Any]]) -> float:
@@ -85,8 +93,8 @@ def _medseg(*args: str) -> None:
 
 
 def table() -> str:
-    """The rows of the README's table."""
-    rows = []
+    """The README's table."""
+    rows = ["| config | data, split | time | mean Dice (95 % interval) | HD95 | NSD |", "|---|---|---|---|---|---|"]
     for job in JOBS:
         path = RESULTS / f"{job.config}.json"
         if not path.exists():
@@ -99,7 +107,7 @@ def table() -> str:
             minutes = np.mean([s["minutes_of_steps"] for s in seeds])
             rows.append(
                 f"| [{job.config}](configs/{job.config}.py), {which} | {job.data} | "
-                f"{minutes:.0f} min, {len(seeds)} seed(s) | "
+                f"{minutes:.0f} min, {len(seeds)} seeds | "
                 f"{mean['dice'].mean():.3f}{spread} ({low:.3f} – {high:.3f}) | "
                 f"{mean['hd95'].mean():.2f} {seeds[0][which]['unit']} | {mean['nsd'].mean():.3f} |"
             )
@@ -107,11 +115,11 @@ def table() -> str:
 
 
 def write_table() -> None:
-    """Puts the rows between the markers of README.md."""
+    """Puts the table between the two markers of README.md."""
     readme = ROOT / "README.md"
-    head, _, rest = readme.read_text().partition("<!-- results -->\n")
-    rest = rest[rest.index("\n\n") :] if rest.startswith("|") else "\n" + rest.lstrip("\n")
-    readme.write_text(f"{head}<!-- results -->\n{table()}{rest}")
+    head, rest = readme.read_text().split("<!-- results -->\n")
+    _, tail = rest.split("<!-- end of results -->\n")
+    readme.write_text(f"{head}<!-- results -->\n\n{table()}\n\n<!-- end of results -->\n{tail}")
 
 
 def main() -> None:

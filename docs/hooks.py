@@ -1,4 +1,4 @@
-"""Pages that are made when the site is built: the help of every verb, and the docstrings of the public API.
+"""Pages that are made when the site is built: the help of every verb, the docstrings of the API, the public data sets.
 
 They cannot go out of date, since nobody writes them. Used by mkdocs (`hooks` in mkdocs.yml).
 """
@@ -13,6 +13,7 @@ from mkdocs.structure.files import File
 import medseg_jax
 from medseg_jax import cli
 from medseg_jax.cli import data
+from medseg_jax.data.sources import sources
 
 SECTIONS = {
     "config": "What a run is",
@@ -29,7 +30,8 @@ SECTIONS = {
 
 def on_files(files, config):
     """Adds the generated pages."""
-    for name, content in (("reference/cli.md", cli_page()), ("reference/api.md", api_page())):
+    pages = {"cli": cli_page(), "api": api_page(), "public-data-sets": sources_page()}
+    for name, content in ((f"reference/{name}.md", content) for name, content in pages.items()):
         files.append(File.generated(config, name, content=content))
     return files
 
@@ -64,4 +66,22 @@ def api_page() -> str:
     ]
     for room, title in SECTIONS.items():
         parts += [f"## {title}", *rooms[room]]
+    return "\n\n".join(parts)
+
+
+def sources_page() -> str:
+    """What `medseg data sources NAME` says, for all of them."""
+    parts = [
+        "# Public data sets",
+        "Nothing is downloaded: get a set where its owners give it out, under their terms. Then",
+    ]
+    parts += ["```bash\nmedseg data convert --source NAME SRC DST\n```", "where SRC is a folder or an archive."]
+    for source in sources().values():
+        parts += [
+            f"## {source.name}",
+            source.title,
+            f"* **Licence:** {source.licence}\n* **Cite:** {source.citation}\n* **From:** {source.origin}\n"
+            f"* **How:** {source.access}\n* **Split:** {source.split}",
+            f"```text\n{source.layout.strip(chr(10))}\n```",
+        ]
     return "\n\n".join(parts)

@@ -29,6 +29,7 @@ _HOME = {
     "UNet": "models.unet",
     "UserError": "types",
     "check_dataset": "data.verify",
+    "compare": "evaluation.compare",
     "convert": "data.convert",
     "evaluate": "evaluation.evaluate",
     "make_phantoms": "data.synthetic",
@@ -38,6 +39,7 @@ _HOME = {
     "report": "evaluation.report",
     "train": "training.train",
     "train_folds": "training.folds",
+    "verify": "evaluation.verify",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -51,8 +53,10 @@ if TYPE_CHECKING:
     from medseg_jax.data.plan import Plan, make_plan
     from medseg_jax.data.synthetic import make_phantoms
     from medseg_jax.data.verify import check_dataset
+    from medseg_jax.evaluation.compare import compare
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
+    from medseg_jax.evaluation.verify import verify
     from medseg_jax.inference.predict import predict
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.models.resenc import ResEncUNet

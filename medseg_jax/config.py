@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from medseg_jax.data.augment import Augment
 from medseg_jax.data.pipeline import Mix
+from medseg_jax.data.synthetic import EMBEDDED
 from medseg_jax.methods.objective import Objective
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.types import UserError
@@ -142,8 +143,10 @@ class Config:
 
 
 def load(source: str | Path) -> Config:
-    """The config of a .py file (its `config`), of a run (its folder or run.json), or the default one of a data set."""
+    """The config of a .py file (its `config`), of a run (folder or run.json), or the default one of a data set."""
     path = Path(source)
+    if str(source) in EMBEDDED and not path.exists():
+        return Config(data=str(source))
     if path.is_dir() and (path / "dataset.json").exists() and not (path / "run.json").exists():
         return Config(data=str(path))
     if path.is_dir():
@@ -153,7 +156,7 @@ def load(source: str | Path) -> Config:
         raise UserError(
             "No such config",
             file=source,
-            expected="a config .py file, a data set folder with dataset.json, or a run folder",
+            expected=f"a config .py file, a data set folder with dataset.json, a run folder, {' or '.join(EMBEDDED)}",
             remedy=f"did you mean {near[0]}?" if near else "medseg info lists the configs",
         )
     if path.suffix == ".json":

@@ -4,6 +4,7 @@ Axis letters: b batch, d depth, h height, w width (spatial, in this order), c in
 l sequence, n states. Arrays are channels-last. `*s` stands for the spatial axes, (h, w) or (d, h, w).
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,13 @@ class UserError(Exception):
     ):
         self.problem, self.file, self.found, self.expected, self.remedy = problem, file, found, expected, remedy
         super().__init__(problem)
+
+    @classmethod
+    def from_os(cls, error: OSError, folder: str | Path, remedy: str) -> "UserError":
+        """What the operating system refused (disk full, read-only, no such folder ...), with the file it names."""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        problem = "The disk is full" if full else "A file or folder cannot be used"
+        return cls(problem, file=error.filename or folder, found=error.strerror or str(error), remedy=remedy)
 
     def __str__(self) -> str:
         lines = [self.problem]

@@ -4,9 +4,12 @@ Exit codes: 0 done; 1 a problem that the message explains; 2 wrong usage; 130 an
 with everything saved.
 """
 
+import argparse
 import difflib
 import importlib
+import os
 import sys
+from typing import NoReturn
 
 VERBS = {
     "info": "versions, configs, methods, models; --devices asks JAX what it runs on",
@@ -16,6 +19,8 @@ VERBS = {
     "train": "train a config or a data set folder; started again, it resumes",
     "predict": "segment images with a run",
     "evaluate": "score predictions against references",
+    "compare": "is one model better than another? paired test over the same cases",
+    "verify": "is a run what it says? manifests, weights, data, splits, log, scores",
     "report": "one self-contained HTML page of a run",
 }
 
@@ -31,7 +36,16 @@ exit codes: 0 done, 1 problem (explained), 2 wrong usage, 130/143 stopped and sa
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(verbs="\n".join(f"  {name:9s} {text}" for name, text in VERBS.items())))
         return 0 if argv else 2
@@ -62,4 +76,28 @@ def _run(verb: str, argv: list[str]) -> int:
     except SystemExit as error:  # tyro ends the process after --help and after wrong usage
         return error.code if isinstance(error.code, int) else 2
     except BrokenPipeError:
-        return 0
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        explained = UserError.from_os(error, os.getcwd(), "free disk space, or name files and folders that are yours")
+        print(f"medseg {verb}: {explained}", file=sys.stderr)
+        return 1
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that knows what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with code 2 and, for an unknown flag, the nearest known one."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        words = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        near = [match for word in words for match in difflib.get_close_matches(word, known, 1)]
+        super().error(message + (f" (did you mean {near[0]}?)" if near and "unrecognized" in message else ""))
+
+    def mind(self, rest: list[str]) -> None:
+        """Ends with code 2 if an argument left over for others (fields of a config) is one of ours, misspelt."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in rest:
+            if word.startswith("--") and (near := difflib.get_close_matches(word.split("=")[0], known, 1, 0.85)):
+                super().error(f"unrecognized argument {word} (did you mean {near[0]}?)")

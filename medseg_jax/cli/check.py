@@ -1,12 +1,13 @@
 """medseg check CONFIG [--json]"""
 
-import argparse
 import json
+
+from medseg_jax.cli import Parser
 
 
 def main(argv: list[str]) -> int:
     """Dry run."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "medseg check",
         description="Dry run: reads the data, draws one batch of each stage, compiles the step; trains nothing.",
         epilog="Fields of the config can be overridden as in medseg train.",
@@ -14,6 +15,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", metavar="CONFIG", help="config .py, data set folder, or run folder")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args, rest = parser.parse_known_args(argv)
+    parser.mind(rest)
 
     from medseg_jax import config as configs
     from medseg_jax.training.check import dry_run

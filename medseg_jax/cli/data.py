@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 USAGE = """usage: medseg data VERB ...
 
   convert SRC DST   any folder of images and masks -> a data set (nnU-Net v2 folder with dataset.json)
+  sources [NAME]    public data sets that convert --source knows: terms, how to get them, layout
   check DATASET     every problem of every case, all at once
   plan DATASET      plan.json: spacing, patch, normalisation, network, batch, and why; edit it by hand
   preview DATASET   a picture of some cases with the outlines of their labels
@@ -23,7 +24,7 @@ exit codes: 0 done, 1 problem (explained), 2 wrong usage"""
 
 
 def main(argv: list[str]) -> int:
-    """Runs one of the four verbs; returns the exit code."""
+    """Runs one of the verbs; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2
@@ -43,6 +44,7 @@ def convert(argv: list[str]) -> int:
     import tyro
 
     from medseg_jax.data import convert as making
+    from medseg_jax.data import sources as sets
 
     @dataclass(frozen=True)
     class Arguments:
@@ -55,17 +57,22 @@ def convert(argv: list[str]) -> int:
         """
 
         src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
-        """folder with images and masks"""
+        """folder with images and masks, or an archive of one (.zip, .tar, .tar.gz, .tgz)"""
         dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
         """folder to write"""
         conversion: tyro.conf.OmitArgPrefixes[making.Options]
+        source: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+        """SRC is this public data set; medseg data sources lists them"""
 
     arguments = tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Arguments]]
     args = tyro.cli(arguments, args=argv, prog="medseg data convert")
     options = args.conversion
     while True:
         try:
-            dataset = making.convert(args.src, args.dst, **vars(options))
+            if args.source:
+                dataset = sets.convert(args.source, args.src, args.dst, **vars(options))
+            else:
+                dataset = making.convert(args.src, args.dst, **vars(options))
         except making.Ambiguous as question:
             if not (sys.stdin.isatty() and sys.stdout.isatty()):
                 raise
@@ -95,6 +102,46 @@ def _ask(question: "Ambiguous") -> dict[str, object]:
         if isinstance(value, str) and ("..." in value or "NAME" in value):
             chosen[name] = input(f"--{name.replace('_', '-')} ({value}): ").strip()
     return chosen
+
+
+# ------------------------------------------------------------------------------------------------------------ sources
+
+
+def sources(argv: list[str]) -> int:
+    """medseg data sources [NAME] [--json]"""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """List the public data sets that medseg data convert --source knows, or show one: terms, how to get it, layout.
+
+        Nothing is downloaded.
+        """
+
+        name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+        """data set to show"""
+        json: bool = False
+        """print as JSON"""
+
+    args = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], args=argv, prog="medseg data sources")
+
+    from medseg_jax.data import sources as sets
+
+    fields = ("title", "licence", "citation", "origin", "access", "layout", "split")
+    if args.json:
+        chosen = [sets.find(args.name)] if args.name else list(sets.sources().values())
+        shown = [{"name": source.name} | {field: getattr(source, field) for field in fields} for source in chosen]
+        print(json.dumps(shown[0] if args.name else shown, indent=1, ensure_ascii=False))
+    elif args.name:
+        source = sets.find(args.name)
+        for field in fields:
+            print(f"{field}: {getattr(source, field).rstrip()}")
+        print(f"then: medseg data convert --source {source.name} SRC DST")
+    else:
+        for name, source in sets.sources().items():
+            print(f"{name:16s} {source.title}")
+        print("medseg data sources NAME says how to get one")
+    return 0
 
 
 # -------------------------------------------------------------------------------------------------------------- check
@@ -215,4 +262,10 @@ def preview(argv: list[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"convert": convert, "check": check, "plan": plan, "preview": preview}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "convert": convert,
+    "sources": sources,
+    "check": check,
+    "plan": plan,
+    "preview": preview,
+}

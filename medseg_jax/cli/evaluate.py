@@ -12,6 +12,8 @@ import tyro
 class Args:
     """Score predictions against references: Dice, IoU, precision, recall, HD, HD95, ASSD, NSD, volumes.
 
+    On request also lesions (connected components), clDice, and, from probabilities, average precision and calibration.
+
     Writes DIR/summary.json (means, 95 % intervals, per class, per domain) and DIR/cases.csv (every case and class).
     A class empty in both masks scores 1; empty in one of them, 0, with the image's diagonal as its distance.
     """
@@ -26,10 +28,18 @@ class Args:
     """distance within which surfaces agree, in mm (px for pictures)"""
     split: Literal["train", "val", "test"] | None = None
     """cases of a data set to score; by default the splits of the predicted cases"""
-    missing: Literal["error", "worst"] = "error"
-    """references without a prediction: list them and stop, or score them as empty"""
+    missing: Literal["error", "worst", "skip"] = "error"
+    """references without a prediction: list them and stop, score them as empty, or leave them out"""
     labels: tuple[str, ...] = field(default_factory=tuple)
     """names of the values 1, 2, ... where no dataset.json says them"""
+    lesions: bool = False
+    """also match lesions one to one: F1, sensitivity, precision, false positives a case, panoptic quality"""
+    lesion_iou: float = 0.2
+    """least overlap (IoU) of a predicted and a true lesion that match"""
+    cldice: bool = False
+    """also clDice, for vessels and other tubes"""
+    probabilities: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder of <case>.npz (medseg predict --probabilities) to score AUPR, ECE, Brier; by default PRED/probabilities"""
     seed: int = 0
     """of the bootstrap"""
     workers: int = 1
@@ -55,6 +65,10 @@ def main(argv: list[str]) -> int:
         missing=args.missing,
         seed=args.seed,
         workers=args.workers,
+        lesions=args.lesions,
+        lesion_iou=args.lesion_iou,
+        cldice=args.cldice,
+        probabilities=args.probabilities,
     )
     if args.json:
         print(json.dumps(summary, indent=1, ensure_ascii=False))
@@ -76,6 +90,8 @@ def _print(summary: dict, out: Path) -> None:
         console.width = 200
     unit, tolerance = summary["unit"], summary["settings"]["nsd_tolerance"]
     columns = {"dice": "Dice", "nsd": f"NSD {tolerance:g} {unit}", "hd95": f"HD95 {unit}"}
+    extra = {"lesion_f1": "lesion F1", "lesion_fp": "lesion FP", "cldice": "clDice", "ap": "AP", "ece": "ECE"}
+    columns |= {name: title for name, title in extra.items() if name in summary["mean"]}
     if console.width >= 110:
         columns |= {"assd": f"ASSD {unit}", "iou": "IoU", "precision": "precision", "recall": "recall"}
     table = Table(box=box.SIMPLE if console.is_terminal else None, header_style="bold")
@@ -91,7 +107,7 @@ def _print(summary: dict, out: Path) -> None:
         cells = []
         for name in columns:
             digits = 2 if name in ("hd95", "assd") else 3
-            cells.append(f"{values[name]:.{digits}f}")
+            cells.append("–" if values[name] is None else f"{values[name]:.{digits}f}")
             if name in ("dice", "nsd", "hd95"):
                 low, high = values["ci95"][name]
                 cells.append("" if low is None else f"{low:.{digits}f}–{high:.{digits}f}")

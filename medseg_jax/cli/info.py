@@ -1,12 +1,13 @@
 """medseg info [--json] [--devices]"""
 
-import argparse
 import json
+
+from medseg_jax.cli import Parser
 
 
 def main(argv: list[str]) -> int:
     """Says what is here."""
-    parser = argparse.ArgumentParser("medseg info", description="Versions, configs, methods and models.")
+    parser = Parser("medseg info", description="Versions, configs, methods and models.")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--devices", action="store_true", help="also ask JAX for its devices (slower)")
     args = parser.parse_args(argv)

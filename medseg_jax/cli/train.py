@@ -1,19 +1,22 @@
 """medseg train CONFIG --out RUN"""
 
-import argparse
 import dataclasses
 from pathlib import Path
+
+from medseg_jax.cli import Parser
 
 EPILOG = """CONFIG is a config .py file, a data set folder (made by medseg data convert: the default U-Net with
 its plan), or an older run. Every field of the config can be overridden: --seed 1, --data FOLDER,
 --stages.0.optim.lr 3e-4, ... (medseg train CONFIG --fields lists them). The same command started again
 resumes where the run stopped. With --fold all, or --fold 0, --fold 1 ... one after the other or side by side, RUN
-becomes a cross-validation; once all folds are there, RUN/cross_validation holds their common scores."""
+becomes a cross-validation; once all folds are there, RUN/cross_validation holds their common scores. On several
+machines, start the same command on each of them: srun and TPU pods are recognised, else set COORDINATOR_ADDRESS,
+NUM_PROCESSES and PROCESS_ID."""
 
 
 def main(argv: list[str]) -> int:
     """Trains, or resumes."""
-    parser = argparse.ArgumentParser("medseg train", description="Train a model.", epilog=EPILOG)
+    parser = Parser("medseg train", description="Train a model.", epilog=EPILOG)
     parser.add_argument("config", metavar="CONFIG", help="config .py, data set folder, or run folder")
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/<name of the config>)")
     parser.add_argument("--steps", type=int, help="steps of the last stage")
@@ -24,6 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-report", action="store_true", help="no final scores and report.html")
     parser.add_argument("--fields", action="store_true", help="list all fields of the config that can be overridden")
     args, rest = parser.parse_known_args(argv)
+    parser.mind(rest)
     if args.fold is not None and args.fold != "all" and not args.fold.isdigit():
         parser.error(f"--fold must be a number or all, not {args.fold}")
 
@@ -36,18 +40,20 @@ def main(argv: list[str]) -> int:
         last = dataclasses.replace(loaded.stages[-1], steps=args.steps)
         loaded = dataclasses.replace(loaded, stages=(*loaded.stages[:-1], last))
 
+    from medseg_jax.runtime.distributed import joined
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.train import Interrupted, train
 
     out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
-    try:
-        if args.fold is None:
-            train(loaded, out, fresh=args.fresh, report=not args.no_report)
-        else:
-            fold = None if args.fold == "all" else int(args.fold)
-            out = train_folds(loaded, out, fold, fresh=args.fresh, report=not args.no_report)
-    except Interrupted as stop:
-        print(f"medseg train: {stop}")
-        return 128 + stop.signal
+    with joined():
+        try:
+            if args.fold is None:
+                train(loaded, out, fresh=args.fresh, report=not args.no_report)
+            else:
+                fold = None if args.fold == "all" else int(args.fold)
+                out = train_folds(loaded, out, fold, fresh=args.fresh, report=not args.no_report)
+        except Interrupted as stop:
+            print(f"medseg train: {stop}")
+            return 128 + stop.signal
     print(out)
     return 0

@@ -436,10 +436,8 @@ def build_cache(
             finally:
                 pool.shutdown(cancel_futures=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        problem = "The disk is full" if full else "The cache folder cannot be written"
-        remedy = "set MEDSEG_CACHE to a folder with room" if full else "set MEDSEG_CACHE to a folder of yours"
-        raise UserError(problem, file=error.filename or root, found=error.strerror, remedy=remedy) from error
+        remedy = "set MEDSEG_CACHE to a folder of yours that has room"
+        raise UserError.from_os(error, root, remedy) from error
     return Cache(root, frozenset(case.id for case in cases), repaired)
 
 

@@ -233,13 +233,17 @@ class Dataset:
 
     @cached_property
     def content_hashes(self) -> dict[Path, str]:
-        """sha256 of every file of every case; "missing" for a file that is not there."""
-        files = sorted({path for case in self.cases for path in (*case.images, case.label) if path is not None})
+        """sha256 of every file of every training and validation case; "missing" for a file that is not there.
+
+        Files of test cases are not opened: nothing that is trained or chosen may depend on them.
+        """
+        used = [case for case in self.cases if case.split != "test"]
+        files = sorted({path for case in used for path in (*case.images, case.label) if path is not None})
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return dict(zip(files, pool.map(_sha256, files), strict=True))
 
     def fingerprint(self) -> str:
-        """sha256 of what dataset.json means and of every file's name, size and content."""
+        """sha256 of what dataset.json means and of every training and validation file's name, size and content."""
         files = [
             [path.relative_to(self.root).as_posix(), path.stat().st_size if path.exists() else 0, digest]
             for path, digest in self.content_hashes.items()

@@ -106,7 +106,7 @@ def required(content: dict[str, Any], key: str, kind: type, file: Path) -> Any:
 
 
 def _parse_ending(ending: str, file: Path) -> str:
-    endings = sorted(suffix for suffix in io.SUFFIXES if suffix not in (".jpg", ".jpeg"))
+    endings = sorted(suffix for suffix in io.SUFFIXES if suffix not in (".jpg", ".jpeg", *io.DETACHED))
     if ending not in endings:
         lossy = ending.lower() in (".jpg", ".jpeg")
         raise UserError(
@@ -208,7 +208,7 @@ def _parse_order(content: dict[str, Any], values: tuple[tuple[int, ...], ...], f
 def _parse_medseg(ours: Any, ending: str, file: Path) -> dict[str, Any]:
     defaults = {
         "version": VERSION,
-        "unit": "mm" if ending in (".nii", ".nii.gz") else "px",
+        "unit": "mm" if io.SUFFIXES[ending] in io.PLACED else "px",
         "overlapping": False,
         "cases": {},
     }

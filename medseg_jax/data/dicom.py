@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medseg_jax.data.nifti import check_declared
+from medseg_jax.data.raw import check_declared
 from medseg_jax.types import Geometry, UserError
 
 TAGS = [
@@ -345,15 +345,17 @@ def _check_pixels(header: Header) -> None:
             expected="8, 16 or 32 bits, MONOCHROME1, MONOCHROME2 or RGB",
             remedy="export the series anew, as MONOCHROME2 or RGB",
         )
-    syntax = values.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise UserError("The DICOM file does not say how it is encoded", file=file, expected="TransferSyntaxUID")
-    compressed = syntax.is_compressed if syntax.is_transfer_syntax else True
+    with _reading(file):
+        syntax = values.file_meta.get("TransferSyntaxUID")
+        if syntax is None:
+            raise UserError("The DICOM file does not say how it is encoded", file=file, expected="TransferSyntaxUID")
+        compressed = syntax.is_compressed if syntax.is_transfer_syntax else True
     # 4:2:2 colour without compression shares two of three samples between two pixels.
     stored = 2 if shown == "YBR_FULL_422" else samples
     check_declared(file, header.pixels + rows * columns * stored * bits // 8, zipped=compressed)
     if compressed:
-        _require_codec(file, syntax)
+        with _reading(file):
+            _require_codec(file, syntax)
 
 
 def _require_codec(file: Path, syntax: Any) -> None:

@@ -1,10 +1,10 @@
-"""Reading and writing images and label maps: NIfTI, PNG, JPEG, TIFF, BMP, GIF, PPM/PGM, NPY, NPZ, HDF5.
+"""Reading and writing images and label maps: NIfTI, NRRD, MetaImage, pictures (PNG, TIFF, JPEG ...), NPY, NPZ, HDF5.
 
 What an array means:
 
 * An image is [*s, c], a label map [*s]; *s is (rows, columns) for a picture and the file's own axis order for a volume.
-  NIfTI is read as stored, [i, j, k]; a fourth axis holds channels. NPY, NPZ, HDF5 and multi-page TIFF hold [h, w],
-  [d, h, w], [d, h, w, c], or [h, w, c] if the last of three axes is at most 4 and the shortest.
+  NIfTI, NRRD and MetaImage are read as stored, [i, j, k]; a fourth axis holds channels. NPY, NPZ, HDF5 and multi-page
+  TIFF hold [h, w], [d, h, w], [d, h, w, c], or [h, w, c] if the last of three axes is at most 4 and the shortest.
 * The affine maps array index to RAS+ millimetres. Bare arrays may carry `affine` (4 x 4) or `spacing`; without either a
   volume [d, h, w] is taken to point S, A, R (canonical order, so nothing is turned) and the unit is "px".
 * Pictures are read as a person sees them: EXIF rotation is applied, palettes become colour, transparency is dropped
@@ -31,12 +31,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from medseg_jax.data.dicom import is_dicom, read_series
-from medseg_jax.data.nifti import LARGEST_RATIO, check_declared, read_nifti, write_nifti
+from medseg_jax.data.metaimage import read_metaimage, write_metaimage
+from medseg_jax.data.nifti import read_nifti, write_nifti
+from medseg_jax.data.nrrd import read_nrrd, write_nrrd
+from medseg_jax.data.raw import LARGEST_RATIO, check_declared
 from medseg_jax.types import Geometry, UserError
 
 SUFFIXES: dict[str, str] = {
     ".nii": "nifti",
     ".nii.gz": "nifti",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
     ".png": "picture",
     ".jpg": "picture",
     ".jpeg": "picture",
@@ -52,6 +59,12 @@ SUFFIXES: dict[str, str] = {
     ".hdf5": "hdf5",
 }
 """Readable suffixes (lower case) and the reader behind each."""
+
+PLACED = ("nifti", "nrrd", "metaimage", "dicom")
+"""Readers of files that say where their voxels lie."""
+
+DETACHED = {".nhdr": ".nrrd", ".mhd": ".mha"}
+"""Headers whose voxels lie in a file beside them -> what is written instead: one file is there as a whole or not."""
 
 _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
 
@@ -124,6 +137,10 @@ def _read(path: Path, role: Role, key: str | None) -> tuple[np.ndarray, Geometry
         match SUFFIXES[suffix(path)]:
             case "nifti":
                 array, geometry = read_nifti(path)
+            case "nrrd":
+                array, geometry = read_nrrd(path)
+            case "metaimage":
+                array, geometry = read_metaimage(path)
             case "picture":
                 array, geometry = _bare_geometry(_read_picture(path, role), None)
             case "npy":
@@ -138,7 +155,7 @@ def _read(path: Path, role: Role, key: str | None) -> tuple[np.ndarray, Geometry
 def write_image(path: str | Path, image: np.ndarray, geometry: Geometry) -> None:
     """Write [*s, c] without loss (JPEG excepted), completely or not at all.
 
-    NIfTI, NPZ and HDF5 keep the affine; pictures, TIFF stacks and NPY have no place for it.
+    NIfTI, NRRD, MetaImage, NPZ and HDF5 keep the affine; pictures, TIFF stacks and NPY have no place for it.
     """
     path = Path(path)
     if image.shape[:-1] != tuple(geometry.shape):
@@ -151,8 +168,8 @@ def write_image(path: str | Path, image: np.ndarray, geometry: Geometry) -> None
 def write_label(path: str | Path, label: np.ndarray, geometry: Geometry) -> None:
     """Write a label map [*s] as uint8, or uint16 if a value exceeds 255, completely or not at all.
 
-    A NIfTI file gets the header that came with `geometry`: sform, qform and their codes, spacing, units and description
-    stay; data type and scale factors become the label map's.
+    A file of the format that `geometry` was read from gets the header that came with it. In NIfTI, sform, qform and
+    their codes, spacing, units and description stay; data type and scale factors become the label map's.
     """
     path = Path(path)
     if label.shape != tuple(geometry.shape):
@@ -165,12 +182,18 @@ def write_label(path: str | Path, label: np.ndarray, geometry: Geometry) -> None
 def _write(path: Path, array: np.ndarray, geometry: Geometry, role: Role) -> None:
     if suffix(path) not in SUFFIXES:
         raise UserError("Unknown file format", file=path, found=suffix(path), expected=", ".join(SUFFIXES))
+    if whole := DETACHED.get(suffix(path)):
+        raise UserError("Header and voxels are written into one file", file=path, remedy=f"write {whole}")
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         match SUFFIXES[suffix(path)]:
             case "nifti":
                 write_nifti(temporary, array, geometry)
+            case "nrrd":
+                write_nrrd(temporary, array, geometry)
+            case "metaimage":
+                write_metaimage(temporary, array, geometry)
             case "picture":
                 _write_picture(temporary, _picture_pages(path, array, geometry))
             case "npy":

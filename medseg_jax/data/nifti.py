@@ -15,10 +15,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from medseg_jax.data.geometry import SPACING_TOLERANCE, same_space
+from medseg_jax.data.raw import check_affine, check_declared, read_exactly
 from medseg_jax.types import Geometry, UserError
-
-LARGEST_RATIO = 1032
-"""Deflate cannot shrink data further: a file that declares more than this times its own size is damaged or hostile."""
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
@@ -36,7 +34,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
         start = max(_data_offset(header, path), header.sizeof_hdr + 4)
         check_declared(path, start + np.prod(dims, dtype=object) * dtype.itemsize, zipped)
         stream.seek(start)
-        data = _read_exactly(stream, int(np.prod(dims)) * dtype.itemsize, path)
+        data = read_exactly(stream, int(np.prod(dims)) * dtype.itemsize, path)
     data = data.view(dtype).reshape(dims, order="F")
     data = _nifti_channels(data, path)  # [*s, c]
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
@@ -82,35 +80,6 @@ def _data_offset(header: Any, path: Path) -> int:
     return int(offset)
 
 
-def check_declared(path: Path, declared: int, zipped: bool) -> None:
-    """Refuse a header that promises more than the file can hold, before any memory is set aside."""
-    held = path.stat().st_size
-    if declared > held * (LARGEST_RATIO if zipped else 1):
-        raise UserError(
-            "The file is cut short, or its header is damaged",
-            file=path,
-            found=f"{held:,} bytes",
-            expected=f"{declared:,} bytes{' after unpacking' if zipped else ''}, from the header",
-            remedy="copy or download it again",
-        )
-
-
-def _read_exactly(stream: BufferedIOBase, size: int, path: Path) -> np.ndarray:
-    """`size` bytes as uint8; memory is touched only as data arrives."""
-    data = np.empty(size, np.uint8)
-    done, view = 0, memoryview(data)
-    while done < size:
-        count = stream.readinto(view[done : done + (1 << 22)])
-        if not count:
-            found, expected = f"{done:,} bytes of voxels", f"{size:,} bytes"
-            remedy = "copy or download it again"
-            raise UserError("The file is cut short", file=path, found=found, expected=expected, remedy=remedy)
-        done += count
-    while stream.read(1 << 20):  # to the end: gzip compares its checksum only there
-        pass
-    return data
-
-
 def _nifti_channels(data: np.ndarray, path: Path) -> np.ndarray:
     """Stored array -> [*s, c]: RGB fields and the fourth axis are channels; further axes must have length 1."""
     spatial, extra = data.shape[:3], [n for n in data.shape[3:] if n > 1]
@@ -137,12 +106,7 @@ def _nifti_affine(header: Any, rank: int, path: Path) -> np.ndarray:
     if abs(tidy["pixdim"][0]) != 1:
         tidy["pixdim"][0] = 1  # the standard: anything else counts as 1
     affine = np.array(tidy.get_best_affine(), np.float64)
-    columns = affine[:3, :rank]
-    length = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(affine).all() or length.min() < 1e-6 or np.linalg.svd(columns / length)[1].min() < 1e-3:
-        found = np.array2string(affine[:3], precision=3, separator=", ").replace("\n", "")
-        expected = f"an invertible {used}"
-        raise UserError("The affine is singular", file=path, found=found, expected=expected, remedy=remedy)
+    check_affine(affine, rank, path, used)
     # Unit codes 1 and 3; anything else is millimetres, by convention also where no unit is given.
     affine[:3] *= {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
     return affine
@@ -174,8 +138,8 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def contradictions(geometry: Geometry) -> list[str]:
     """Where a NIfTI header contradicts itself, in words: ITK or FSL may place such a file elsewhere than we do."""
-    header = geometry.header
-    if header is None or header["sform_code"] <= 0:
+    header: Any = geometry.header
+    if not isinstance(geometry.header, nib.Nifti1Header) or header["sform_code"] <= 0:
         return []
     rank = len(geometry.shape)
     if header["qform_code"] <= 0:
@@ -196,7 +160,7 @@ def contradictions(geometry: Geometry) -> list[str]:
 
 def _nifti_header_for(geometry: Geometry) -> Any:
     """The header that came with the geometry if it still describes it, else a new one."""
-    if geometry.header is not None:
+    if isinstance(geometry.header, nib.Nifti1Header):
         header = geometry.header.as_byteswapped("<")  # a copy, also where nothing is swapped
         try:
             known = _nifti_affine(header, len(geometry.shape), Path("header"))

@@ -88,7 +88,11 @@ class _Findings:
 
 
 def check_dataset(
-    dataset: Dataset, *, progress: Callable[[int, int], None] | None = None, workers: int | None = None
+    dataset: Dataset,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+    splits: Sequence[str] = ("train", "val", "test"),
 ) -> list[Problem]:
     """Reads every file of a data set and lists all problems: errors first, then by case.
 
@@ -96,13 +100,18 @@ def check_dataset(
         dataset: an opened data set.
         progress: called with (cases done, cases) after each case.
         workers: threads that read, each holding one case in memory; all cores, at most 4, by default.
+        splits: whose files are opened. Training leaves those of test cases closed.
     """
     findings = []
     with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
-        for found in pool.map(lambda case: _check_case(dataset, case), dataset.cases):
-            findings.append(found)
-            if progress:
-                progress(len(findings), len(dataset.cases))
+        cases = [case for case in dataset.cases if case.split in splits]
+        try:
+            for found in pool.map(lambda case: _check_case(dataset, case), cases):
+                findings.append(found)
+                if progress:
+                    progress(len(findings), len(cases))
+        finally:
+            pool.shutdown(cancel_futures=True)
     problems = [problem for found in findings for problem in found.problems]
     for rule in (_spacings, _intensities, _duplicates, _patients, _classes, _splits, _dims, _files):
         problems += rule(dataset, findings)

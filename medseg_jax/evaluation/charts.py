@@ -1,12 +1,15 @@
 """Charts of the report: inline SVG in the text colour and font of the page, so that they follow light and dark."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -75,6 +78,84 @@ def strip_chart(dice: Mapping[str, Sequence[float]]) -> str:
         axes.set_yticks(range(len(dice)), list(dice))
         axes.grid(axis="x")
         return _svg(figure, "Dice of each case by class", kind="chart wide")
+
+
+def calibration_figure(probabilities: Mapping[str, Any]) -> Figure:
+    """Reliability curves of all classes and, below, where the confidences lie; of summary.json's "probabilities"."""
+    curves = {name: figures["curve"] for name, figures in probabilities["classes"].items()}
+    eces = {name: figures["ece"] for name, figures in probabilities["classes"].items()}
+    if "top_label" in probabilities:
+        curves["likeliest class"] = probabilities["top_label"]["curve"]
+        eces["likeliest class"] = probabilities["top_label"]["ece"]
+    colors = class_colors(len(curves)) / 255
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=(0, (4, 3)), label="perfect")
+        for k, (name, curve) in enumerate(curves.items()):
+            top = name == "likeliest class"
+            color, style = (INK, "s-") if top else (colors[k], "o-")
+            label = f"{name}, ECE {eces[name]:.3g}"
+            upper.plot(curve["confidence"], curve["accuracy"], style, color=color, ms=4, lw=1.3, label=label)
+            lower.plot(curve["confidence"], curve["voxels"], style, color=color, ms=3, lw=1)
+        upper.set_title("Calibration: above the line too timid, below it too sure", loc="left", fontweight="bold")
+        upper.set(ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        upper.legend(loc="upper left")
+        lower.set(xlabel="mean probability in the bin", ylabel="voxels", yscale="log")
+        for axes in (upper, lower):
+            axes.set_facecolor("none")
+            axes.grid()
+        return figure
+
+
+def comparison_figure(result: Mapping[str, Any]) -> Figure:
+    """Difference of Dice of every case, sorted, with its mean and interval; and B against A. Of compare.json."""
+    pairs = np.array(list(result["differences"].values()), float)  # [cases, 2]
+    a, b = pairs.T
+    d, found = np.sort(b - a), result["overall"]["dice"]
+    better, worse = "#0072b2", "#d55e00"  # blue and vermilion: told apart by all eyes, and by their side of 0
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        if found["ci95"][0] is not None:
+            left.axhspan(*found["ci95"], color=INK, alpha=0.12, lw=0, label="95 % interval of the mean")
+        left.axhline(found["difference"], color=INK, lw=1.2, label=f"mean {found['difference']:+.4f}")
+        left.axhline(0, color=INK, lw=0.6)
+        for sign, color, marker, words in ((1, better, "^", "B better"), (-1, worse, "v", "A better")):
+            chosen = np.flatnonzero(np.sign(d) == sign)
+            style = dict(ls="", ms=5, mew=0, color=color, label=f"{words}: {len(chosen)} cases")
+            left.plot(chosen + 1, d[chosen], marker, **style)
+            right.plot(a[np.sign(b - a) == sign], b[np.sign(b - a) == sign], marker, **style | {"alpha": 0.8})
+        equal = np.flatnonzero(d == 0)
+        left.plot(equal + 1, d[equal], "o", ms=4, mew=0, color=INK, alpha=0.5)
+        right.plot(a[a == b], b[a == b], "o", ms=4, mew=0, color=INK, alpha=0.5)
+        left.set_title("Dice of each case, B − A", loc="left", fontweight="bold")
+        left.set(xlabel="cases, sorted by difference", ylabel="B − A")
+        left.legend(loc="best")
+        low = max(0.0, float(pairs.min()) - 0.05)
+        high = min(1.0, float(pairs.max()) + 0.05)
+        right.plot([low, high], [low, high], color=INK, lw=0.8, ls=(0, (4, 3)))
+        right.set(xlabel="Dice of A", ylabel="Dice of B", xlim=(low, high), ylim=(low, high), aspect="equal")
+        right.set_title("The same cases, B against A", loc="left", fontweight="bold")
+        for axes in (left, right):
+            axes.set_facecolor("none")
+            axes.grid()
+        return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The figure on white, whole or not at all."""
+    draft = path.with_name(f".{path.name}")
+    figure.patch.set_facecolor("white")
+    figure.set_dpi(150)
+    FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})
+    os.replace(draft, path)
+
+
+def svg(figure: Figure, label: str, kind: str = "chart") -> str:
+    """The figure as HTML that follows the page's colours."""
+    with rc_context(STYLE):
+        return _svg(figure, label, kind)
 
 
 def _svg(figure: Figure, label: str, kind: str = "chart") -> str:

@@ -13,6 +13,8 @@ What is reported, and how (after Metrics Reloaded, Maier-Hein et al. 2024):
   reference or the prediction.
 * The 95 % interval is a percentile bootstrap over patients where patients are known, else over cases.
 * Voxels with the ignore label count as outside in both masks.
+* What has no answer (average precision without a positive voxel, relative volume error of an empty reference) is nan in
+  cases.csv and left out of its mean; `summary["undefined"]` counts it.
 * A volume one voxel thick along an axis is measured as the picture that it is; pictures without a known pixel size are
   measured in px.
 """
@@ -21,10 +23,11 @@ import csv
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -36,27 +39,28 @@ from medseg_jax import __version__
 from medseg_jax.data import geometry as space
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset, read_description, unknown_values
-from medseg_jax.evaluation.metrics.overlap import overlap, volume
+from medseg_jax.evaluation import probabilities
+from medseg_jax.evaluation.metrics.cldice import cldice
+from medseg_jax.evaluation.metrics.detection import IOU, match_lesions
+from medseg_jax.evaluation.metrics.overlap import overlap, relative_volume_error, volume
 from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
 from medseg_jax.types import Labels, UserError
 
-METRICS = ("dice", "iou", "precision", "recall", "hd", "hd95", "assd", "nsd", "volume_error")
-"""Metrics of a mask, in the order of the columns; volume_error is |volume of the prediction - of the reference|."""
+METRICS = ("dice", "iou", "precision", "recall", "hd", "hd95", "assd", "nsd", "volume_error", "volume_error_relative")
+"""Metrics of a mask, in the order of the columns; volume_error is |volume of the prediction - of the reference|, and
+volume_error_relative that over the volume of the reference."""
+
+LESIONS = ("lesion_f1", "lesion_sensitivity", "lesion_precision", "lesion_fp", "lesion_pq")
+"""Metrics of connected components, on request; lesion_fp is the number of false positive lesions."""
+
+ALL_METRICS = (*METRICS, *LESIONS, "cldice", *probabilities.METRICS)
+"""Every metric that a row may have."""
 
 DISTANCES = ("hd", "hd95", "assd")
 """Those in mm (px for pictures), of which less is better."""
 
-COLUMNS: tuple[str, ...] = (
-    "case",
-    "class",
-    "domain",
-    "patient",
-    *METRICS,
-    "volume_prediction",
-    "volume_reference",
-    "empty",
-    "diagonal",
-)
+TEXTS = ("case", "class", "domain", "patient")
+REST = ("volume_prediction", "volume_reference", "empty", "diagonal")
 BOOTSTRAP = 2000
 
 
@@ -93,10 +97,11 @@ class Score:
     """The scores of one case.
 
     Attributes:
-        rows: one row of cases.csv per class, keys as in COLUMNS; none if every voxel carries the ignore label.
+        rows: one row of cases.csv per class, keyed by its columns; none if every voxel carries the ignore label.
         unit: of its spacing, "mm" or "px".
         volume_unit: "ml", "mm²" or "px".
         problem: why the case could not be scored, or "".
+        pooled: of its probabilities, if they are scored.
     """
 
     id: str
@@ -104,6 +109,17 @@ class Score:
     unit: str = ""
     volume_unit: str = ""
     problem: str = ""
+    pooled: probabilities.Pooled | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; see `evaluate`."""
+
+    nsd_tolerance: float = 1.0
+    lesions: bool = False
+    lesion_iou: float = IOU
+    cldice: bool = False
 
 
 def evaluate(
@@ -114,9 +130,13 @@ def evaluate(
     nsd_tolerance: float = 1.0,
     labels: Labels | None = None,
     split: str | None = None,
-    missing: Literal["error", "worst"] = "error",
+    missing: Literal["error", "worst", "skip"] = "error",
     seed: int = 0,
     workers: int = 1,
+    lesions: bool = False,
+    lesion_iou: float = IOU,
+    cldice: bool = False,
+    probabilities: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score predictions against references; writes OUT/summary.json and OUT/cases.csv.
 
@@ -129,14 +149,20 @@ def evaluate(
         labels: the classes; by default those of the dataset.json of `ref`, of the folder above it, or of `pred`, else
             every value that the references hold.
         split: cases of a data set to score; by default the splits that the predictions belong to.
-        missing: what to do where a reference has no prediction: "error", or "worst" to score it as empty.
+        missing: what to do where a reference has no prediction: "error"; "worst" scores it as empty; "skip" scores the
+            predicted cases alone, and says so.
         seed: of the bootstrap.
         workers: threads.
+        lesions: also match connected components: F1, sensitivity, precision, false positives, panoptic quality.
+        lesion_iou: least IoU of a predicted and a true lesion that match.
+        cldice: also clDice, for vessels and other tubes.
+        probabilities: folder of <case>.npz as `medseg predict` writes them, to score average precision and calibration,
+            with a plot in OUT/plots/calibration.png; by default PRED/probabilities if that has one for every case.
 
     Returns:
         What summary.json holds: mean, ci95, sd, median (over cases), present (nnU-Net's convention for empty masks),
         each a dict of METRICS; classes, domains and patients with the same figures; numbers of cases and empty masks;
-        worst (ids, the worst first); settings.
+        worst (ids, the worst first); probabilities (pooled over all voxels) if there are any; settings.
 
     Raises:
         UserError: nothing to score, missing predictions, files that do not lie in one space, unknown label values. All
@@ -151,9 +177,17 @@ def evaluate(
         labels = _discover_labels(found.pairs)
         values = ", ".join(str(vs[0]) for vs in labels.values)
         notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
-    score = partial(_score_or_explain, labels=labels, nsd_tolerance=nsd_tolerance)
+    if not 0 < lesion_iou <= 1:
+        raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
+    settings = Settings(nsd_tolerance, lesions, lesion_iou, cldice)
+    maps = _find_maps(Path(pred).absolute(), probabilities, found.pairs, notes)
+    score = partial(_score_or_explain, labels=labels, settings=settings, maps=maps)
+    scores, pooled = [], None
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        scores = list(pool.map(score, found.pairs))
+        for s in pool.map(score, found.pairs):
+            if s.pooled is not None:
+                pooled = s.pooled if pooled is None else pooled + s.pooled
+            scores.append(replace(s, pooled=None))
     _refuse_problems(scores)
     unscored = [s.id for s in scores if not s.rows]
     if unscored:
@@ -167,10 +201,13 @@ def evaluate(
         "extra": [path.name for path in found.extra],
         "unscored": unscored,
         "notes": notes,
-        "settings": _settings(pred, ref, nsd_tolerance, labels, seed),
+        "settings": _settings(pred, ref, settings, labels, seed),
     }
+    if pooled is not None:
+        summary["probabilities"] = pooled.summary(labels.names)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    _draw_calibration(out, summary)
     _write(out / "cases.csv", lambda file: _write_rows(file, rows))
     _write(out / "summary.json", lambda file: json.dump(summary, file, indent=1, ensure_ascii=False, allow_nan=False))
     return summary
@@ -210,6 +247,9 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str, view: Dat
     found = _one_each(predictions, endings={io.suffix(path) for path in references.values()})
     _refuse_absent(pred, ref, references, found, missing)
     cases = {case.id: case for case in dataset.cases} if dataset else {}
+    if missing == "skip" and (absent := sorted(references.keys() - found.keys())):
+        notes.append(f"References without a prediction, left out: {_some(absent)}.")
+        references = {id: path for id, path in references.items() if id in found}
     pairs = []
     for id, reference in sorted(references.items()):
         domain, patient = (cases[id].domain, cases[id].patient) if id in cases else ("", "")
@@ -294,7 +334,7 @@ def _refuse_absent(pred: Path, ref: Path, references: Mapping, predictions: Mapp
             f"{len(absent)} of {len(references)} references have no prediction",
             file=pred,
             found="no " + _some(absent, 20),
-            remedy="predict them, name another --split, or score them as empty with --missing worst",
+            remedy="predict them; or --missing skip scores the others alone, --missing worst scores these as empty",
         )
 
 
@@ -321,8 +361,32 @@ def _discover_labels(pairs: Sequence[Pair]) -> Labels:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def score_case(pair: Pair, labels: Labels, nsd_tolerance: float) -> Score:
+def _find_maps(pred: Path, folder: str | Path | None, pairs: Sequence[Pair], notes: list[str]) -> dict[str, Path]:
+    """The probability map of each predicted case; none if they are neither asked for nor all there."""
+    where = Path(folder) if folder is not None else (pred if pred.is_dir() else pred.parent) / "probabilities"
+    if folder is None and not where.is_dir():
+        return {}
+    maps = {pair.id: where / f"{pair.id}.npz" for pair in pairs if pair.prediction is not None}
+    missing = [id for id, path in maps.items() if not path.is_file()]
+    if missing and folder is not None:
+        raise UserError(
+            f"{len(missing)} of {len(maps)} cases have no probability map",
+            file=where,
+            found=f"none for {_some(missing)}",
+            expected="<case>.npz for every case",
+            remedy="medseg predict RUN -i IN -o OUT --probabilities writes them",
+        )
+    if missing:
+        notes.append(f"Probabilities not scored: {len(missing)} of {len(maps)} cases have none in {where.name}/.")
+        return {}
+    return maps
+
+
+def score_case(pair: Pair, labels: Labels, settings: Settings, maps: Mapping[str, Path] | None = None) -> Score:
     """Every metric of every class of one case, in the space of its reference.
+
+    Args:
+        maps: probability map of each case; if there are any, a case without a prediction counts as sure background.
 
     Raises:
         UserError: the two files lie in different spaces, or hold values that `labels` does not name.
@@ -350,25 +414,35 @@ def score_case(pair: Pair, labels: Labels, nsd_tolerance: float) -> Score:
     flat = reference.shape.index(1) if reference.ndim == 3 and 1 in reference.shape else None
     sides = [s for axis, s in enumerate(spacing) if axis != flat]
     volume_unit = "px" if geometry.unit == "px" else {2: "mm²", 3: "ml"}[len(sides)]
+    pooled = None
+    if maps:
+        if pair.id in maps:
+            values = probabilities.read(maps[pair.id], labels, reference.shape)
+        else:
+            values = np.zeros((*reference.shape, labels.channels), np.float16)
+            values[..., : labels.exclusive] = 1
+        pooled = probabilities.score(values, reference, labels)
     rows = []
     for k, name in enumerate(labels.names):
         p, r = (member[:, k][label] & valid for label in (prediction, reference))  # [*s] each
         if flat is not None:
             p, r = p.squeeze(flat), r.squeeze(flat)
         about = {"case": pair.id, "class": name, "domain": pair.domain, "patient": pair.patient, "diagonal": diagonal}
-        rows.append(about | measure(p, r, sides, nsd_tolerance, 1000 if volume_unit == "ml" else 1))
-    return Score(pair.id, tuple(rows), geometry.unit, volume_unit)
+        measured = measure(p, r, sides, settings, 1000 if volume_unit == "ml" else 1)
+        rows.append(about | measured | (pooled.row(k) if pooled else {}))
+    return Score(pair.id, tuple(rows), geometry.unit, volume_unit, pooled=pooled)
 
 
 def measure(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], nsd_tolerance: float, per_volume: float = 1
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], settings: Settings, per_volume: float = 1
 ) -> dict[str, Any]:
     """All metrics of two boolean masks [*s]; volumes are divided by `per_volume` (1000: mm³ to ml)."""
     o = overlap(prediction, reference)
     d = surface_distances(prediction, reference, spacing)
     volumes = [volume(mask, spacing) / per_volume for mask in (prediction, reference)]
     empty = (o.tp + o.fp == 0, o.tp + o.fn == 0)
-    return {
+    relative = abs(relative_volume_error(prediction, reference))
+    scores = {
         "dice": o.dice,
         "iou": o.iou,
         "precision": o.precision,
@@ -376,12 +450,20 @@ def measure(
         "hd": hausdorff(d),
         "hd95": hausdorff(d, 95),
         "assd": assd(d),
-        "nsd": nsd(d, nsd_tolerance),
+        "nsd": nsd(d, settings.nsd_tolerance),
         "volume_error": abs(volumes[0] - volumes[1]),
+        "volume_error_relative": relative if math.isfinite(relative) else math.nan,
         "volume_prediction": volumes[0],
         "volume_reference": volumes[1],
         "empty": {(True, True): "both", (True, False): "prediction", (False, True): "reference"}.get(empty, ""),
     }
+    if settings.lesions:
+        found = match_lesions(prediction, reference, iou=settings.lesion_iou)
+        figures = (found.f1, found.sensitivity, found.precision, found.fp, found.panoptic_quality)
+        scores |= dict(zip(LESIONS, map(float, figures), strict=True))
+    if settings.cldice:
+        scores["cldice"] = cldice(prediction, reference)
+    return scores
 
 
 def _refuse_unknown(label: np.ndarray, labels: Labels, path: Path) -> None:
@@ -394,9 +476,9 @@ def _refuse_unknown(label: np.ndarray, labels: Labels, path: Path) -> None:
         )
 
 
-def _score_or_explain(pair: Pair, labels: Labels, nsd_tolerance: float) -> Score:
+def _score_or_explain(pair: Pair, labels: Labels, settings: Settings, maps: Mapping[str, Path]) -> Score:
     try:
-        return score_case(pair, labels, nsd_tolerance)
+        return score_case(pair, labels, settings, maps)
     except UserError as error:
         return Score(pair.id, problem=str(error))
 
@@ -429,24 +511,26 @@ def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any
     ids = list(dict.fromkeys(row["case"] for row in rows))
     classes = list(dict.fromkeys(row["class"] for row in rows))
     by_case = rows[:: len(classes)]
-    raw = np.array([[row[m] for m in METRICS] for row in rows], float)  # [cases * classes, metrics]
+    metrics = tuple(m for m in ALL_METRICS if m in rows[0])
+    named = partial(_named, metrics=metrics)
+    raw = np.array([[row[m] for m in metrics] for row in rows], float)  # [cases * classes, metrics]
     scores = np.where(np.isinf(raw), np.array([row["diagonal"] for row in rows])[:, None], raw)
-    scores = scores.reshape(len(ids), len(classes), len(METRICS))
+    scores = scores.reshape(len(ids), len(classes), len(metrics))
     empty = np.array([row["empty"] for row in rows]).reshape(len(ids), len(classes))
     patients = np.array([row["patient"] or row["case"] for row in by_case])
     domains = np.array([row["domain"] for row in by_case])
-    means = scores.mean(1)  # [cases, metrics]
+    means = np.stack([_mean_of_known(own) for own in scores])  # [cases, metrics]
     present = np.where((empty == "both")[..., None], np.nan, scores)
 
     def about(values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
         """Mean, interval, sd and median of values [cases, metrics]."""
         low, high = bootstrap_interval(values, groups, seed)
-        sd = values.std(0, ddof=1) if len(values) > 1 else np.full(len(METRICS), np.nan)
+        known = [column[~np.isnan(column)] for column in values.T]
         return {
-            "mean": _named(values.mean(0)),
-            "ci95": _named(np.stack([low, high], 1)),
-            "sd": _named(sd),
-            "median": _named(np.median(values, 0)),
+            "mean": named(_mean_of_known(values)),
+            "ci95": named(np.stack([low, high], 1)),
+            "sd": named(np.array([np.std(c, ddof=1) if len(c) > 1 else np.nan for c in known])),
+            "median": named(np.array([np.median(c) if len(c) else np.nan for c in known])),
         }
 
     def flat(figures: dict[str, Any]) -> dict[str, Any]:
@@ -454,19 +538,20 @@ def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any
 
     per_class = {
         name: flat(about(scores[:, k], patients))
-        | {"present": _named(_mean_of_known(present[:, k])), "empty": _count_empty(empty[:, k])}
+        | {"present": named(_mean_of_known(present[:, k])), "empty": _count_empty(empty[:, k])}
         for k, name in enumerate(classes)
     }
     summary = about(means, patients) | {
-        "present": _named(_mean_of_known(np.stack([_mean_of_known(present[:, k]) for k in range(len(classes))]))),
+        "present": named(_mean_of_known(np.stack([_mean_of_known(present[:, k]) for k in range(len(classes))]))),
         "cases": len(ids),
         "classes": per_class,
         "empty": _count_empty(empty),
         "replaced_distances": int(np.isinf(raw).any(-1).sum()),
+        "undefined": {m: int(n) for m, n in zip(metrics, np.isnan(raw).sum(0), strict=True) if n},
         "worst": [ids[i] for i in np.lexsort((-means[:, METRICS.index("hd95")], means[:, 0]))[:5]],
     }
     if len(set(patients)) < len(ids):
-        grouped = np.stack([means[patients == p].mean(0) for p in dict.fromkeys(patients)])
+        grouped = np.stack([_mean_of_known(means[patients == p]) for p in dict.fromkeys(patients)])
         summary["patients"] = {"patients": len(grouped), **flat(about(grouped, np.arange(len(grouped))))}
     if any(domains):
         summary["domains"] = {
@@ -480,7 +565,7 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0) ->
     """95 % percentile bootstrap interval of the mean over cases; whole groups are drawn, as their cases are alike.
 
     Args:
-        values: [cases, ...].
+        values: [cases, ...]; NaN where a value is not known.
         groups: [cases], the patient of each case.
 
     Returns:
@@ -490,12 +575,19 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0) ->
     if len(names) < 2:
         nothing = np.full(values.shape[1:], np.nan)
         return nothing, nothing
-    sums = np.zeros((len(names), *values.shape[1:]))
-    np.add.at(sums, index, values)
-    counts = np.bincount(index)
+    known = ~np.isnan(values)
+    sums, counts = np.zeros((2, len(names), *values.shape[1:]))
+    np.add.at(sums, index, np.where(known, values, 0))
+    np.add.at(counts, index, known)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAP)
-    means = np.tensordot(draws, sums, 1) / (draws @ counts).reshape(-1, *[1] * (values.ndim - 1))  # [draws, ...]
-    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    drawn = np.tensordot(draws, counts, 1)
+    means = np.where(drawn > 0, np.tensordot(draws, sums, 1) / np.maximum(drawn, 1), np.nan)  # [draws, ...]
+    if known.all():
+        low, high = np.percentile(means, (2.5, 97.5), axis=0)
+        return low, high
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a metric that is known nowhere has no interval
+        low, high = np.nanpercentile(means, (2.5, 97.5), axis=0)
     return low, high
 
 
@@ -509,6 +601,8 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
             f"Masks empty on one side only: {alone} (predictions {empty['prediction']}, "
             f"references {empty['reference']}). They score 0; in means the image's diagonal stands for their distances."
         )
+    for metric, number in summary.get("undefined", {}).items():  # of an older version: none
+        lines.append(f"Not defined, and left out of its mean: {metric} in {number} of the rows of cases.csv.")
     if summary["missing"]:
         lines.append(f"No prediction, scored as empty: {_some(summary['missing'], 20)}.")
     if summary["extra"]:
@@ -523,24 +617,26 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _named(values: np.ndarray) -> dict[str, Any]:
+def _named(values: np.ndarray, metrics: Sequence[str]) -> dict[str, Any]:
     """[metrics] or [metrics, 2] -> {metric: number(s)}, None for NaN, which JSON does not know."""
 
     def known(value: Any) -> Any:
         return [known(v) for v in value] if isinstance(value, list) else None if math.isnan(value) else value
 
-    return dict(zip(METRICS, known(values.tolist()), strict=True))
+    return dict(zip(metrics, known(values.tolist()), strict=True))
 
 
 def _count_empty(empty: np.ndarray) -> dict[str, int]:
     return {kind: int(np.count_nonzero(empty == kind)) for kind in ("both", "prediction", "reference")}
 
 
-def _settings(pred: str | Path, ref: str | Path, nsd_tolerance: float, labels: Labels, seed: int) -> dict[str, Any]:
+def _settings(pred: str | Path, ref: str | Path, settings: Settings, labels: Labels, seed: int) -> dict[str, Any]:
+    lesions = f"components (all neighbours), optimal one-to-one matching at IoU >= {settings.lesion_iou:g}"
     return {
         "predictions": str(Path(pred).resolve()),
         "references": str(Path(ref).resolve()),
-        "nsd_tolerance": nsd_tolerance,
+        "nsd_tolerance": settings.nsd_tolerance,
+        **({"lesions": lesions} if settings.lesions else {}),
         "surface": "subvoxel: marching-cubes elements weighted by area (Nikolov et al. 2018; surface-distance)",
         "hd95": "larger of the two directed, area-weighted 95th percentiles",
         "assd": "mean over both surfaces together, weighted by area",
@@ -560,9 +656,25 @@ def _settings(pred: str | Path, ref: str | Path, nsd_tolerance: float, labels: L
 
 
 def _write_rows(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    columns = (*TEXTS, *(m for m in ALL_METRICS if m in rows[0]), *REST)
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def _draw_calibration(out: Path, summary: Mapping[str, Any]) -> None:
+    """plots/calibration.png, or none: what an earlier evaluation left there would be of other predictions.
+
+    In a folder of its own, since OUT may be PRED, where a picture would be taken for a prediction.
+    """
+    path = out / "plots" / "calibration.png"
+    if "probabilities" not in summary:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    from medseg_jax.evaluation.charts import calibration_figure, save_png
+
+    save_png(calibration_figure(summary["probabilities"]), path)
 
 
 def _write(path: Path, content: Callable[[TextIO], None]) -> None:
@@ -575,6 +687,6 @@ def _write(path: Path, content: Callable[[TextIO], None]) -> None:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a cases.csv, numbers as floats."""
-    texts = ("case", "class", "domain", "patient", "empty")
+    texts = (*TEXTS, "empty")
     with Path(path).open(encoding="utf-8", newline="") as file:
         return [{k: v if k in texts else float(v) for k, v in row.items()} for row in csv.DictReader(file)]

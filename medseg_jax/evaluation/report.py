@@ -11,11 +11,12 @@ import base64
 import io as streams
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -23,8 +24,8 @@ from PIL import Image
 from medseg_jax.data import geometry as space
 from medseg_jax.data import io, preview
 from medseg_jax.data.dataset import Dataset
-from medseg_jax.evaluation.charts import line_chart, strip_chart
-from medseg_jax.evaluation.evaluate import DISTANCES, dataset_root, read_rows, remarks
+from medseg_jax.evaluation.charts import calibration_figure, comparison_figure, line_chart, strip_chart, svg
+from medseg_jax.evaluation.evaluate import DISTANCES, LESIONS, dataset_root, read_rows, remarks
 from medseg_jax.types import UserError
 
 NAMES = {
@@ -37,8 +38,19 @@ NAMES = {
     "assd": "ASSD",
     "nsd": "NSD",
     "volume_error": "Volume error",
+    "volume_error_relative": "Relative volume error",
+    "lesion_f1": "Lesion F1",
+    "lesion_sensitivity": "Lesion sensitivity",
+    "lesion_precision": "Lesion precision",
+    "lesion_fp": "False positive lesions a case",
+    "lesion_pq": "Panoptic quality",
+    "cldice": "clDice",
+    "ap": "Average precision",
+    "ece": "ECE",
+    "brier": "Brier score",
 }
 HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
+EXTRA = ("volume_error_relative", *LESIONS, "cldice", "ap", "ece", "brier")  # shown where they were measured
 TABLE = tuple(metric for metric in HEADLINE if metric != "hd")  # one stray voxel decides HD: once on the page is enough
 PICTURE_SIZE = 360
 
@@ -64,6 +76,7 @@ class Content:
         log: entries of log.jsonl.
         scores: the evaluations, the most important one first.
         dataset: folder where the images were.
+        comparisons: page of each comparison in the folder, relative to it, with its verdict.
     """
 
     name: str
@@ -72,6 +85,7 @@ class Content:
     log: list[dict[str, Any]]
     scores: list[Scores]
     dataset: Path | None
+    comparisons: tuple[tuple[str, str], ...] = ()
 
 
 def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -88,13 +102,15 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         UserError: the folder is neither, or one of its JSON files is damaged.
     """
     folder = Path(run_dir)
-    content = _gather(folder)
+    content = replace(_gather(folder), comparisons=tuple(_find_comparisons(folder)))
     sections = {
         "scores": ("Scores", _headline(content)),
         "curves": ("Training", _curves(content)),
         "cases": ("Cases to look at", _examples(content)),
         "classes": ("Classes", _classes(content)),
+        "probabilities": ("Probabilities", _probabilities(content)),
         "domains": ("Domains", _domains(content)),
+        "comparisons": ("Comparisons", _comparisons(content)),
         "all": ("All cases", _all_cases(content)),
         "manifest": ("How this was made", _manifest(content)),
         "notes": ("How to read this", _notes(content)),
@@ -102,20 +118,82 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     shown = {key: section for key, section in sections.items() if section[1]}
     links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in shown.items())
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{html}</section>' for key, (title, html) in shown.items())
-    assets = Path(__file__).parent
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(content.name)} · medseg_jax</title><style>{(assets / 'report.css').read_text('utf-8')}</style>"
-        f"</head><body><main>{_header(content, links)}{body}"
-        "<footer>Made by medseg_jax. This file needs no other file and no network.</footer></main>"
-        f"<script>{(assets / 'report.js').read_text('utf-8')}</script></body></html>\n"
-    )
+    page = _page(content.name, f"{_header(content, links)}{body}")
     out = Path(out) if out else folder / "report.html"
     draft = out.with_name(out.name + ".tmp")
     draft.write_text(page, encoding="utf-8")
     os.replace(draft, out)
     return out
+
+
+def comparison_page(result: dict[str, Any]) -> str:
+    """compare.html of what `compare` found: the verdict, the plot, every test, and how to read them."""
+    a, b = escape(result["a"]), escape(result["b"])
+    head = (
+        '<header><p class="eyebrow">medseg_jax · Comparison</p>'
+        f"<h1>{escape(result['verdict'].partition('(')[0].strip())}</h1><p>{escape(result['verdict'])}</p>"
+        f"<p>A is <b>{a}</b>, B is <b>{b}</b>.</p></header>"
+    )
+    heads = ["", "A", "B", "B − A", "95 % interval", "p", "p (Holm)", "Better", "Cases"]
+    about = {"unit": result["unit"], "volume_unit": result["volume_unit"], "settings": result["settings"]}
+    tables = [_table(heads, _test_rows(result["overall"], about))]
+    if len(result["classes"]) > 1:
+        for name, tests in result["classes"].items():
+            tables.append(f"<h3>{escape(name)}</h3>{_table(heads, _test_rows(tests, about))}")
+    plot = svg(comparison_figure(result), "Difference of Dice of each case", "chart wide")
+    settings = result["settings"]
+    notes = [
+        f"Test: {settings['test']}. Interval: {settings['ci95']}.",
+        f"{settings['correction']}. “Better” is said where the corrected p is below .05, so that the chance of any "
+        "false claim in the table is at most 5 %. The verdict above is about Dice overall alone, chosen beforehand, "
+        "and uses its uncorrected p.",
+        "A difference that cannot be claimed is not shown to be nothing: the interval says how large it may be.",
+        "Both models were scored once. The test says what other cases would do to the difference, not what another "
+        "training run (seed) would.",
+    ]
+    notes += [
+        f"Left out, only in {side.upper()}: {', '.join(result[f'only_{side}'])}."
+        for side in ("a", "b")
+        if result[f"only_{side}"]
+    ]
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    facts = {key: str(value) for key, value in settings.items()}
+    body = (
+        f"{head}<section><h2>Cases</h2>{plot}</section><section><h2>Mean over cases</h2>{''.join(tables)}</section>"
+        f'<section><h2>How to read this</h2><ul class="notes">{items}</ul></section>'
+        f"<section><h2>How this was made</h2>{_pairs(facts)}</section>"
+    )
+    return _page(f"{result['a']} and {result['b']}", body)
+
+
+def _test_rows(tests: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    rows = []
+    for metric, t in tests.items():
+        name = _cell(_metric_name(metric, about), kind="text")
+        if t["p"] is None:
+            rows.append(_row(name, _cell("not defined in any case", kind="text soft"), *["<td></td>"] * 7))
+            continue
+        low, high = t["ci95"]
+        interval = "–" if low is None else f"{low:+.4f} to {high:+.4f}"
+        better = _cell(t["better"].upper() if t["better"] else "no claim", kind="" if t["better"] else "soft")
+        cells = [_cell(f"{t[side]:.4f}") for side in ("a", "b")]
+        cells += [_cell(f"{t['difference']:+.4f}"), _cell(interval), _cell(f"{t['p']:.4f}")]
+        kind = "total" if t["p_holm"] < 0.05 else ""
+        rows.append(_row(name, *cells, _cell(f"{t['p_holm']:.4f}"), better, _cell(str(t["cases"])), kind=kind))
+    return rows
+
+
+def _page(title: str, content: str) -> str:
+    """One HTML file around its content."""
+    assets = Path(__file__).parent
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} · medseg_jax</title><style>{(assets / 'report.css').read_text('utf-8')}</style>"
+        f"</head><body><main>{content}"
+        "<footer>Made by medseg_jax. This file needs no other file and no network.</footer></main>"
+        f"<script>{(assets / 'report.js').read_text('utf-8')}</script></body></html>\n"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,6 +222,13 @@ def _gather(folder: Path) -> Content:
     settings = scores.summary["settings"]
     scores = Scores(scores.title, scores.summary, scores.rows, Path(settings["predictions"]))
     return Content(name, None, None, [], [scores], dataset_root(Path(settings["references"])))
+
+
+def _find_comparisons(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted([*folder.glob("compare.json"), *folder.glob("*/compare.json")]):
+        found = _read_json(path)
+        verdict = f"A {found['a']}, B {found['b']}: {found['verdict']}"
+        yield path.with_suffix(".html").relative_to(folder).as_posix(), verdict
 
 
 def _summaries(folder: Path) -> list[Path]:
@@ -201,7 +286,7 @@ def _number(metric: str, value: float | None) -> str:
         return "∞"
     if metric == "volume_error":
         return f"{value:.3g}"
-    return f"{value:.2f}" if metric in DISTANCES else f"{value:.3f}"
+    return f"{value:.2f}" if metric in (*DISTANCES, "lesion_fp") else f"{value:.3f}"
 
 
 def _interval(metric: str, bounds: Sequence[float | None]) -> str:
@@ -274,12 +359,15 @@ def _headline(content: Content) -> str:
     tiles = "".join(_tile(metric, content.scores) for metric in ("dice", "nsd", "hd95"))
     heads = ["Mean over cases", *(s.title.capitalize() for s in content.scores), "Median", "sd"]
     rows = []
-    for metric in HEADLINE:
+    for metric in (*HEADLINE, *(m for m in EXTRA if any(m in s.summary["mean"] for s in content.scores))):
         cells = [
-            _cell(_number(metric, s.summary["mean"][metric]), small=_interval(metric, s.summary["ci95"][metric]))
+            _cell(
+                _number(metric, s.summary["mean"].get(metric)),
+                small=_interval(metric, s.summary["ci95"].get(metric, (None, None))),
+            )
             for s in content.scores
         ]
-        spread = [_cell(_number(metric, main.summary[kind][metric])) for kind in ("median", "sd")]
+        spread = [_cell(_number(metric, main.summary[kind].get(metric))) for kind in ("median", "sd")]
         rows.append(_row(_cell(_metric_name(metric, main.summary), kind="text"), *cells, *spread))
     rows.append(_row(_cell("Cases", kind="text"), *(_cell(_count(s.summary)) for s in content.scores), "<td></td>" * 2))
     text = "Small numbers: 95 % bootstrap interval of the mean."
@@ -434,6 +522,29 @@ def _figures_row(name: str, values: dict[str, Any], kind: str = "") -> str:
     return _row(_cell(name, kind="text"), *cells, kind=kind)
 
 
+def _probabilities(content: Content) -> str:
+    """Calibration and average precision of every evaluation that had probabilities."""
+    parts = []
+    note = (
+        "Average precision of a guess is the prevalence. ECE has bins of equal mass; the curve, of equal width. Most "
+        "voxels are easy background, so small ECE and Brier scores are no praise: they serve to compare models."
+    )
+    for scores in content.scores:
+        if not (found := scores.summary.get("probabilities")):
+            continue
+        title = f"<h3>{escape(scores.title.capitalize())}</h3>" if len(content.scores) > 1 else ""
+        rows = []
+        for name, own in (found["classes"] | {"likeliest class": found.get("top_label")}).items():
+            if own is None:
+                continue
+            cells = [_cell(_number(key, own.get(key))) for key in ("ap", "aupr33", "prevalence", "ece", "mce", "brier")]
+            rows.append(_row(_cell(name, kind="text"), *cells))
+        heads = ["All voxels pooled", "Average precision", "AUPR, 33 thresholds", "Prevalence", "ECE", "MCE", "Brier"]
+        chart = svg(calibration_figure(found), "Reliability curves")
+        parts.append(f'{title}{_table(heads, rows)}<div class="charts">{chart}<p class="note">{note}</p></div>')
+    return "".join(parts)
+
+
 def _domains(content: Content) -> str:
     tables = []
     for scores in content.scores:
@@ -442,6 +553,11 @@ def _domains(content: Content) -> str:
             rows = [_figures_row(f"{name or 'unnamed'} ({v['cases']} cases)", v) for name, v in domains.items()]
             tables.append(title + _table(["Domain", *(_metric_name(m, scores.summary) for m in TABLE)], rows))
     return "".join(tables)
+
+
+def _comparisons(content: Content) -> str:
+    items = [f'<li><a href="{quote(page)}">{escape(text)}</a></li>' for page, text in content.comparisons]
+    return f'<ul class="notes">{"".join(items)}</ul>' if items else ""
 
 
 def _all_cases(content: Content) -> str:

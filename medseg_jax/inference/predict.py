@@ -321,7 +321,7 @@ def _ending(image: Path, geometry: Geometry) -> str:
     """Suffix of the label map that belongs to an image."""
     ending = ".nii.gz" if io.kind(image) == "dicom" else io.suffix(image)
     if io.SUFFIXES[ending] != "picture":
-        return ending
+        return io.DETACHED.get(ending, ending)
     return ".png" if len(geometry.shape) == 2 else ".tif"
 
 

@@ -13,8 +13,12 @@ products, and little else, so there a convolution is rewritten into these:
 * depthwise: shifted products summed (10 to 300 times faster forward, 2 to 20 times with gradients).
 * kernel 1: a matrix product, on every platform.
 
-2-D is left to XLA: no rewriting of it, nor of its gradients, made a training step faster. The step of a 3-D U-Net
-(features 16 to 128, patch 40 x 56 x 40) takes an eighth of the time that it takes in the plain form.
+* 2-D from 16 channels on: the weight gradient is one product per image row, taps along the row of x times taps across
+  rows of the output's gradient (1.0, 2.0, 2.3 and 3.2 times less CPU time than XLA's for 16, 32, 64 and 128 channels
+  in and out); with strides, of the convolution over blocks, as in 3-D. All else in 2-D is left to XLA. The training
+  step of a 2-D U-Net takes 0.87 (features 16 to 128) or 0.68 (32 to 256) of the CPU time of the plain form.
+
+The step of a 3-D U-Net (features 16 to 128, patch 40 x 56 x 40) takes an eighth of the time of the plain form.
 
 The choice is made at lowering (`lax.platform_dependent`), so a program compiled or exported for a TPU on a CPU host
 gets the TPU's form, and the other form is not in it. Convolutions that have two forms have reverse-mode gradients only.
@@ -42,8 +46,8 @@ class Window(NamedTuple):
     groups: int = 1
 
 
-UNIT = Window((1, 1, 1), ((0, 0),) * 3, (1, 1, 1))
-"""A 3-D kernel that moves voxel by voxel over an image without padding."""
+WIDE = 16
+"""Channels in and out from which a 2-D convolution's weight gradient is taken as products of rows on a CPU."""
 
 
 def per_axis(value: int | Sequence[int], dim: int) -> tuple[int, ...]:
@@ -91,7 +95,8 @@ def conv(
     if set(size) == {1} and not any(map(any, window.padding)) and groups == 1:
         return x[:, *(slice(None, None, s) for s in window.strides)] @ kernel.reshape(kernel.shape[-2:])
     depthwise = groups > 1 and kernel.shape[-2:] == (1, groups)
-    foldable = dim == 3 and groups == 1 and 1 in (max(window.strides), max(dilations))
+    wide = dim == 2 and min(kernel.shape[2:]) >= WIDE
+    foldable = (dim == 3 or wide) and groups == 1 and 1 in (max(window.strides), max(dilations))
     return (_by_platform if depthwise or foldable else _plain)(x, kernel, window)
 
 
@@ -169,8 +174,10 @@ def _plain(x: Array, kernel: Array, window: Window) -> Array:
 def _cpu_forward(x: Array, kernel: Array, window: Window) -> Array:
     if window.groups > 1:
         return _depthwise(x, kernel, window)
+    if kernel.ndim == 4:
+        return _plain(x, kernel, window)
     if max(window.strides) > 1:
-        return _fold_depth(*_space_to_depth(x, kernel, window), UNIT)
+        return _fold_depth(*_space_to_depth(x, kernel, window), _unit(3))
     return _fold_depth(x, kernel, window)
 
 
@@ -181,8 +188,19 @@ def _cpu_backward(x: Array, kernel: Array, g: Array, window: Window) -> tuple[Ar
         return (dx if strided else _depthwise(g, *_transposed(kernel, window))), dk
     if strided:
         (x, kernel), undo = jax.vjp(partial(_space_to_depth, window=window), x, kernel)
-        return undo((_fold_depth(g, *_transposed(kernel, UNIT)), _weight_gradient(x, kernel, g, UNIT)))
+        return undo(_unit_stride_gradients(x, kernel, g, _unit(len(window.strides))))
+    return _unit_stride_gradients(x, kernel, g, window)
+
+
+def _unit_stride_gradients(x: Array, kernel: Array, g: Array, window: Window) -> tuple[Array, Array]:
+    if kernel.ndim == 4:
+        return _plain(g, *_transposed(kernel, window)), _weight_gradient_of_rows(x, kernel, g, window)
     return _fold_depth(g, *_transposed(kernel, window)), _weight_gradient(x, kernel, g, window)
+
+
+def _unit(dim: int) -> Window:
+    """A kernel that moves voxel by voxel over an image without padding."""
+    return Window((1,) * dim, ((0, 0),) * dim, (1,) * dim)
 
 
 def _fold_depth(x: Array, kernel: Array, window: Window) -> Array:
@@ -222,6 +240,13 @@ def _weight_gradient(x: Array, kernel: Array, g: Array, window: Window) -> Array
     total = jnp.zeros((kh * kw * c, kd * o), jnp.promote_types(x.dtype, jnp.float32))
     total, _ = lax.scan(add, total, jnp.arange(x.shape[1]))
     return total.reshape(kh, kw, c, kd, o).transpose(3, 0, 1, 2, 4).astype(kernel.dtype)
+
+
+def _weight_gradient_of_rows(x: Array, kernel: Array, g: Array, window: Window) -> Array:
+    """The weight gradient of a 2-D convolution as that of a 3-D one whose slices are the image's rows."""
+    (top, side), (step, sideways) = window.padding, window.dilation
+    rows = Window((1, 1, 1), (top, (0, 0), side), (step, 1, sideways))
+    return _weight_gradient(x[:, :, None], kernel[:, None], g[:, :, None], rows)[:, 0]
 
 
 def _space_to_depth(x: Array, kernel: Array, window: Window) -> tuple[Array, Array]:

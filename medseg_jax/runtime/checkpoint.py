@@ -11,6 +11,8 @@ both are named and skipped, and the step before is used.
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import threading
 import warnings
@@ -20,11 +22,18 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from medseg_jax.runtime.distributed import from_main, wait_for_all
 from medseg_jax.types import UserError
+
+REMNANT = re.compile(r"\d+(\.(orbax-checkpoint-tmp.*|damaged|sha256\.json|sha256\.tmp))?")
+"""What this module and Orbax call files and folders of a step; nothing else is ever swept."""
 
 
 class Checkpoints:
     """The checkpoints of one folder, newest last.
+
+    Orbax's checkpointer is used without its CheckpointManager, whose policy silently declines a step that is not newer
+    than all others on disk: after falling back from a damaged step, nothing would be saved until that step was passed.
 
     Args:
         folder: created if missing; left-overs of a killed run are removed by process 0.
@@ -33,45 +42,60 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
-        self.folder, self.keep = Path(folder).absolute(), keep
+        self.folder, self.keep, self.read_only = Path(folder).absolute(), keep, read_only
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
         if read_only:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(rest, ignore_errors=True)
-            for step in self.folder.iterdir():
-                if step.name.isdigit() and not _manifest(step).exists():
-                    shutil.rmtree(step, ignore_errors=True)
-        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        wait_for_all(f"swept {self.folder}")
+        self._writer = ocp.StandardCheckpointer()
+
+    def _sweep(self) -> None:
+        """Removes drafts, steps without a manifest, manifests without a step, and steps that were found damaged."""
+        whole = {name for step in self.steps() for name in (str(step), _manifest(self.folder / str(step)).name)}
+        for rest in self.folder.iterdir():
+            if REMNANT.fullmatch(rest.name) and rest.name not in whole:
+                _remove(rest)
 
     def steps(self) -> list[int]:
         """Steps with a manifest, ascending."""
         if not self.folder.is_dir():
             return []
-        found = (int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and _manifest(p).exists())
+        found = (
+            int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir() and _manifest(p).exists()
+        )
         return sorted(found)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing; returns as soon as the arrays are copied. Waits for the save before this one."""
+        """Starts writing; returns as soon as the arrays are copied. Waits for the save before this one.
+
+        A step that is there and undamaged (a resumed run comes by again) is left as it is.
+        """
         self.wait()
-        if (self.folder / str(step)).exists():
+        folder = self.folder / str(step)
+        if from_main(folder.exists() and not verify_manifest(folder)):
             return
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        if jax.process_index() == 0 and folder.exists():
+            _remove(_manifest(folder))
+            _remove(folder)
+        try:
+            self._writer.save(folder / "default", state)
+        except Exception as error:
+            raise self._failed(error) from error
         self._saving = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint-{step}")
         self._saving.start()
 
     def _finish(self, step: int) -> None:
         try:
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
             if jax.process_index() == 0:
                 write_manifest(self.folder / str(step))
                 for old in self.steps()[: -self.keep]:
-                    _manifest(self.folder / str(old)).unlink()
-                    shutil.rmtree(self.folder / str(old))
+                    _remove(_manifest(self.folder / str(old)))
+                    _remove(self.folder / str(old))
         except BaseException as error:
             self._error = error
 
@@ -82,27 +106,58 @@ class Checkpoints:
             self._saving = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise UserError(
-                "A checkpoint could not be written; earlier ones are untouched",
-                file=self.folder,
-                found=f"{type(error).__name__}: {error}",
-                remedy="free disk space or choose another --out, then start the same command again: it resumes",
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> UserError:
+        lost = jax.process_count() > 1 and isinstance(error, TimeoutError)
+        return UserError(
+            "A checkpoint could not be written; earlier ones are untouched"
+            + (f": another of the {jax.process_count()} processes is lost" if lost else ""),
+            file=self.folder,
+            found=f"{type(error).__name__}: {str(error)[:300]}",
+            remedy="start all processes again: the run resumes"
+            if lost
+            else "free disk space or choose another --out, then start the same command again: it resumes",
+        )
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
         """The newest undamaged step (or the one asked for) as (step, state); None if there is none.
 
+        A damaged step is named, and renamed to <step>.damaged unless read-only; the next start removes it.
+
         Args:
             like: abstract state (jax.ShapeDtypeStruct with shardings) or arrays; says shapes, types and places.
+
+        Raises:
+            UserError: an undamaged step holds another kind of state.
         """
+        newest = self._newest_undamaged(step) if jax.process_index() == 0 else None
+        chosen = from_main(-1 if newest is None else newest)
+        if chosen < 0:
+            return None
+        folder = self.folder / str(chosen)
+        try:
+            return chosen, restore_tree(folder, like)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                "The checkpoint is undamaged but does not fit what is trained: the code has changed since",
+                file=folder,
+                found=str(error)[:300],
+                remedy="use the version of medseg_jax that run.json names, another --out, or --fresh",
+            ) from error
+
+    def _newest_undamaged(self, step: int | None) -> int | None:
         for candidate in [step] if step is not None else reversed(self.steps()):
             folder = self.folder / str(candidate)
-            if problems := verify_manifest(folder):
-                logging.getLogger("medseg").warning(
-                    "checkpoint %s is damaged and skipped: %s", folder, "; ".join(problems)
-                )
-                continue
-            return candidate, restore_tree(folder, like)
+            problems = verify_manifest(folder)
+            if not problems:
+                return candidate
+            logging.getLogger("medseg").warning("checkpoint %s is damaged and skipped: %s", folder, "; ".join(problems))
+            if not self.read_only and folder.is_dir():
+                aside = folder.with_name(f"{folder.name}.damaged")
+                _remove(aside)
+                folder.rename(aside)
+                _remove(_manifest(folder))
         return None
 
     def close(self) -> None:
@@ -110,7 +165,14 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            self._writer.close()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def restore_tree(folder: Path, like: Any = None) -> Any:
@@ -140,8 +202,13 @@ def _table_sha256(files: dict[str, str]) -> str:
 def write_manifest(folder: Path) -> None:
     """Hashes every file under a folder into <folder>.sha256.json, atomically."""
     files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    if not files:
+        raise FileNotFoundError(f"{folder}: nothing was written")
     draft = _manifest(folder).with_suffix(".tmp")
-    draft.write_text(json.dumps({"files": files, "self": _table_sha256(files)}, indent=1))
+    with draft.open("w") as file:
+        file.write(json.dumps({"files": files, "self": _table_sha256(files)}, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
     draft.rename(_manifest(folder))
 
 

@@ -42,7 +42,11 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
-    return {"commit": commit, "modified": bool(git("status", "--porcelain", "-uno"))} if commit else {}
+    return (
+        {"commit": commit, "modified": bool(git("status", "--porcelain", "-uno", "--", ":!benchmarks/results"))}
+        if commit
+        else {}
+    )
 
 
 def devices() -> dict[str, Any]:
@@ -94,6 +98,7 @@ def use_compilation_cache() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return
-    if folder.stat().st_uid == os.getuid():
+    about = folder.stat()
+    if about.st_uid == os.getuid() and not about.st_mode & 0o022:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

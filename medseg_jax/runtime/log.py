@@ -111,13 +111,15 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Entries of a log.jsonl; a last line cut off by a kill is left out."""
+    """Entries of a log.jsonl; lines that are not whole (cut off by a kill or a full disk) are left out."""
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             continue
+        if isinstance(entry, dict) and {"kind", "stage", "step"} <= entry.keys():
+            entries.append(entry)
     return entries
 
 

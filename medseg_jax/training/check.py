@@ -9,9 +9,8 @@ from medseg_jax.config import Config
 from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.environment import use_compilation_cache
-from medseg_jax.training.folds import fold_view
 from medseg_jax.training.optim import assign_groups
-from medseg_jax.training.train import compile_step, open_data, prepare_stage, refuse_problems
+from medseg_jax.training.train import compile_step, open_data, open_plan, prepare_stage, refuse_problems
 
 
 def dry_run(config: Config) -> list[dict[str, Any]]:
@@ -25,9 +24,9 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
         UserError: whatever would stop the training: damaged data, missing fields, wrong shapes, idle patterns.
     """
     use_compilation_cache()
-    whole, plan = open_data(config)
-    dataset = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+    whole, dataset = open_data(config)
     refuse_problems(dataset)
+    plan = open_plan(config, whole)
     cache = build_cache(whole, plan, config.cache)
     mesh = sharding.make_mesh(config.fsdp)
     return [_dry_stage(config, index, dataset, plan, cache, mesh) for index in range(len(config.stages))]

@@ -81,7 +81,7 @@ def make_step(parts: StepParts) -> Callable[[State, Tree, Batch], tuple[State, M
             decay = jnp.minimum(parts.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
             new["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], params)
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite((new["params"], new["aux"]))
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(new)
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, {k: state[k] for k in new})
         new |= {"step": state["step"] + 1, "bad": jnp.where(good, 0, state["bad"] + 1)}
         return new, {"loss": loss, "grad_norm": norm, "bad": new["bad"], **metrics}

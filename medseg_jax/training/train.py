@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from medseg_jax import config as configs
@@ -31,8 +30,8 @@ from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
 from medseg_jax.data.verify import check_dataset
 from medseg_jax.methods.objective import Task, check_batch
+from medseg_jax.runtime import distributed, sharding
 from medseg_jax.runtime import log as logs
-from medseg_jax.runtime import sharding
 from medseg_jax.runtime.checkpoint import Checkpoints
 from medseg_jax.runtime.environment import describe, keep_freed_memory, use_compilation_cache
 from medseg_jax.runtime.log import Log, say
@@ -92,50 +91,58 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
     keep_freed_memory()
     use_compilation_cache()
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out), _signals() as stop:
-        if fresh:
-            _clear(out)
-        # ------------------------------------------------------------ data
-        whole, plan = open_data(config, out)
-        dataset = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
-        if not (out / "run.json").exists():
-            refuse_problems(dataset)
-        cache = build_cache(whole, plan, config.cache, progress=_cache_progress())  # all folds share it
-        _write_run(config, out, dataset, plan)
+    with _explained(out), _locked(out):
+        with _signals() as stop:
+            if fresh and jax.process_index() == 0:
+                _clear(out)
+            distributed.wait_for_all("cleared")
+            # ------------------------------------------------------------ data
+            whole, dataset = open_data(config)
+            if not (out / "run.json").exists():
+                refuse_problems(dataset, stop)
+            plan = open_plan(config, whole, out)
+            cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all folds share it
+            _write_run(config, out, dataset, plan)
 
-        # ------------------------------------------------------------ stages
-        log = Log(out, config.tensorboard)
-        setting = Setting(config, out, dataset, plan, cache, log, sharding.make_mesh(config.fsdp), stop)
-        previous: Any = None
-        for index, stage in enumerate(config.stages):
-            previous = run_stage(setting, index, stage, previous)
+            # ------------------------------------------------------------ stages
+            log = Log(out, config.tensorboard)
+            setting = Setting(config, out, dataset, plan, cache, log, sharding.make_mesh(config.fsdp), stop)
+            previous: Any = None
+            for index, stage in enumerate(config.stages):
+                previous = run_stage(setting, index, stage, previous)
 
         # ------------------------------------------------------------ scores
         if report and jax.process_index() == 0:
             final_scores(out, dataset)
+        distributed.wait_for_all("scored")
     return out
 
 
 # ---------------------------------------------------------------- before the loop
 
 
-def open_data(config: Config, out: Path | None = None) -> tuple[Dataset, Plan]:
-    """The data set and its plan: the run's own when resuming, else the config's, the data set's, or one made now."""
-    dataset = synthetic.open_data(config.data)
+def open_data(config: Config) -> tuple[Dataset, Dataset]:
+    """The data set, and the view of it that the config's fold has."""
+    whole = synthetic.open_data(config.data)
+    return whole, whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+
+
+def open_plan(config: Config, dataset: Dataset, out: Path | None = None) -> Plan:
+    """The run's own plan when resuming, else the config's, the data set's, or one made now."""
     candidates = [out / "plan.json"] if out else []
     candidates += [Path(config.plan)] if config.plan else [dataset.root / "plan.json"]
     for path in candidates:
         if path.exists():
-            return dataset, Plan.load(path)
+            return Plan.load(path)
     if config.plan:
         raise UserError("No such plan", file=config.plan, remedy=f"medseg data plan {config.data} makes one")
-    return dataset, make_plan(dataset, budget=jax.default_backend())
+    return make_plan(dataset, budget=jax.default_backend())
 
 
-def refuse_problems(dataset: Dataset) -> None:
-    """Lists all errors of a data set at once, before anything is trained on it."""
-    errors = [p for p in check_dataset(dataset) if p.severity == "error"]
+def refuse_problems(dataset: Dataset, stop: threading.Event | None = None) -> None:
+    """Lists all errors of a data set at once, before anything is trained on it. Files of test cases stay closed."""
+    found = check_dataset(dataset, splits=("train", "val"), progress=lambda done, total: _heed(stop))
+    errors = [p for p in found if p.severity == "error"]
     if errors:
         lines = "\n".join(f"    {p.case}: {p.text}" for p in errors[:20])
         more = f"\n    ... and {len(errors) - 20} more" if len(errors) > 20 else ""
@@ -161,10 +168,13 @@ def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
         record["started"] = json.loads(path.read_text())["started"]
     if jax.process_index() == 0:
         plan.save(out / "plan.json")
-        shutil.copyfile(dataset.root / "dataset.json", out / "dataset.json")
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(record, indent=1))
-        draft.rename(path)
+        for name, text in (
+            ("dataset.json", (dataset.root / "dataset.json").read_text(encoding="utf-8-sig")),
+            ("run.json", json.dumps(record, indent=1)),
+        ):
+            draft = out / f"{name}.tmp"
+            draft.write_text(text, encoding="utf-8")
+            draft.rename(out / name)
 
 
 def refuse_other_config(config: Config, out: Path, dataset: Dataset) -> None:
@@ -197,16 +207,42 @@ def _clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _cache_progress():
+def _cache_progress(stop: threading.Event):
     last = time.perf_counter()
 
     def progress(done: int, total: int, case: str) -> None:
         nonlocal last
+        _heed(stop)
         if time.perf_counter() - last > 5 or done == total:
             last = time.perf_counter()
             say(f"preprocessing {done}/{total}  {case}")
 
     return progress
+
+
+def _heed(stop: threading.Event | None) -> None:
+    """Stops before the loop, where what is done (cached cases) is on disk already."""
+    if stop is not None and stop.is_set() and jax.process_count() == 1:
+        raise Interrupted(stop.signal)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Errors of the disk and of lost processes, in words; what was saved before them stays usable."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free disk space, or choose another --out; the same command then goes on from the last checkpoint"
+        raise UserError.from_os(error, out, remedy) from error
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise UserError(
+            f"Process {jax.process_index()} cannot go on: another of the {jax.process_count()} processes is lost",
+            file=out,
+            found=str(error).splitlines()[0][:300],
+            remedy="look at the other processes' messages, then start all of them again: the run resumes",
+        ) from error
 
 
 @contextmanager
@@ -215,6 +251,7 @@ def _locked(out: Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
+    out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -263,7 +300,7 @@ class Prepared:
         parts: objective, optimiser, augmentation.
         steps: optimiser steps.
         feed: keyword arguments of `pipeline.stream` and `pipeline.batch_at`.
-        first: the batch of step 0.
+        first: this process's rows of the batch of step 0.
         make_state: () -> state at step 0.
         state: abstract state, each leaf with its sharding.
         frozen: what is read but not trained, on the devices.
@@ -296,7 +333,9 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     params, _ = jax.eval_shape(lambda b: objective.init(jax.random.key(0), b), first)
     optimizer = make_optimizer(stage.optim, steps, params)
     parts = StepParts(objective, optimizer, stage, config.ema, feed["seed"], spacing, plan.patch_size)
-    make_state = partial(init_state, parts, first)
+    # All processes start from the same state, also where a method looks at the batch's values.
+    whole: dict[str, Any] = {**feed, "process": (0, 1)}
+    make_state = partial(init_state, parts, pipeline.batch_at(step=0, **whole))
     abstract = jax.eval_shape(make_state)
     places = sharding.state_shardings(abstract, config.rules, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
@@ -337,7 +376,7 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
     # ------------------------------------------------------------ loop
     every = config.validate_every or max(steps // 20, 1)
     save_every = config.checkpoint_every or every
-    best_dice = _best_so_far(log, stage.name)
+    best_dice = _best_so_far(log, stage.name)  # of process 0, whose opinion counts
     if start == 0:
         count = sum(p.size for p in jax.tree.leaves(state["params"]))
         say(
@@ -351,23 +390,25 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
         for step in range(start + 1, steps + 1):
             state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
             window.append(metrics)
-            if step % config.log_every == 0 or step == steps or setting.stop.is_set():
+            stop = _signal(setting, step)
+            if step % config.log_every == 0 or step == steps or stop:
                 means = _means(window, setting, feed, step)
                 seconds = (time.perf_counter() - since) / len(window)
                 log.write("train", step, **means, lr=float(np.asarray(learning_rate(step - 1))), seconds=seconds)
                 window, since = [], time.perf_counter()
             if step % every == 0 or step == steps:
                 scores = _validate(setting, predict_fn, state, frozen)
-                if scores and scores["dice"] > best_dice:
-                    best_dice = scores["dice"]
+                if distributed.from_main(scores.get("dice", -1.0) > best_dice):
+                    best_dice = scores.get("dice", best_dice)
                     best.save(step, {"params": prediction_weights(state), "aux": state["aux"]})
                 log.write("val", step, **scores, best=max(best_dice, 0.0))
                 _draw(setting)
                 since = time.perf_counter()
-            if step % save_every == 0 or step == steps or _agree_to_stop(setting):
+            if step % save_every == 0 or step == steps or stop:
+                best.wait()  # else a run killed now would resume after a validation whose weights were never written
                 last.save(step, state)
-            if _agree_to_stop(setting):
-                raise Interrupted(setting.stop.signal)  # type: ignore[attr-defined]
+            if stop:
+                raise Interrupted(stop)
     finally:
         log.stop()
         best.close()
@@ -375,22 +416,28 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
     return _handover(stage, best, state, setting, index)
 
 
-def _agree_to_stop(setting: Setting) -> bool:
-    """Whether any process got a signal; processes agree, since a checkpoint needs them all."""
-    if jax.process_count() == 1:
-        return setting.stop.is_set()
-    return bool(multihost_utils.process_allgather(np.asarray(setting.stop.is_set())).any())
+def _signal(setting: Setting, step: int) -> int:
+    """Number of the signal that asks to stop after this step, else 0.
+
+    Several processes agree, since a checkpoint needs them all, and do so where they wait for the device anyway.
+    """
+    own = setting.stop.signal if setting.stop.is_set() else 0  # type: ignore[attr-defined]
+    if jax.process_count() > 1 and step % setting.config.log_every:
+        return 0
+    return distributed.largest(own)
 
 
 def _means(window: list, setting: Setting, feed: dict, step: int) -> dict[str, float]:
     """Means of the logged scalars since the last line; stops the run after too many bad steps in a row."""
     values = jax.device_get(window)
-    worst = max(int(v["bad"]) for v in values)
-    if worst >= setting.config.max_bad_steps:
-        cases = pipeline.batch_at(step=step - 1, **feed)["case"]
+    bad = [int(v["bad"]) for v in values]
+    if max(bad) >= setting.config.max_bad_steps:
+        at = step - len(bad) + 1 + bad.index(max(bad))
+        whole: dict[str, Any] = {**feed, "process": (0, 1)}
+        cases = pipeline.batch_at(step=at - 1, **whole)["case"]
         raise UserError(
-            f"{worst} steps in a row gave a loss or gradient that is not finite; the weights are from before them",
-            found=f"step {step}, cases {', '.join(setting.dataset.cases[i].id for i in cases)}",
+            f"{max(bad)} steps in a row gave a loss or gradient that is not finite; the weights are from before them",
+            found=f"step {at}, cases {', '.join(setting.dataset.cases[i].id for i in cases)}",
             remedy="look at these images (medseg data check), or lower the learning rate (--stages.0.optim.lr)",
         )
     good = [v for v in values if int(v["bad"]) == 0]
@@ -399,20 +446,23 @@ def _means(window: list, setting: Setting, feed: dict, step: int) -> dict[str, f
 
 
 def _validate(setting: Setting, predict_fn: Callable, state: State, frozen: Any) -> dict[str, float]:
-    """Scores on the validation cases (process 0 computes, all know); empty without validation cases."""
+    """Scores on the validation cases, known to process 0 alone; empty without validation cases."""
     cases = setting.dataset.subset("val", labelled=True)
     if not cases:
         return {}
+    weights, aux = _whole(setting, (prediction_weights(state), state["aux"]))
+    if jax.process_index() != 0:
+        return {}
+    local = jax.tree.map(lambda x: x.addressable_data(0), (weights, aux, frozen))
+    return validate(partial(predict_fn, *local), setting.cache, cases, setting.plan, setting.dataset.labels)
+
+
+def _whole(setting: Setting, tree: Any) -> Any:
+    """A whole copy of every array on every device."""
     whole = sharding.replicated(setting.mesh)
-    weights, aux = jax.device_put((prediction_weights(state), state["aux"]), whole)
-    scores: dict[str, float] = {}
-    if jax.process_index() == 0:
-        local = jax.tree.map(lambda x: x.addressable_data(0), (weights, aux, frozen))
-        scores = validate(partial(predict_fn, *local), setting.cache, cases, setting.plan, setting.dataset.labels)
-    if jax.process_count() > 1:
-        dice = multihost_utils.broadcast_one_to_all(np.float32(scores.get("dice", 0.0)))
-        scores = scores or {"dice": float(dice)}
-    return scores
+    if jax.process_count() == 1:
+        return jax.device_put(tree, whole)
+    return jax.jit(lambda x: x, out_shardings=whole)(tree)
 
 
 def _best_so_far(log: Log, stage: str) -> float:
@@ -441,7 +491,7 @@ def _handover(stage: Stage, best: Checkpoints, state: State, setting: Setting, i
         if found is None:
             raise UserError(f"Stage {stage.name} has no best weights to start from", remedy='use start="last"')
         weights = found[1]
-    return jax.device_get(weights)
+    return jax.device_get(_whole(setting, weights))
 
 
 def transfer(state: State, previous: dict[str, Any]) -> State:

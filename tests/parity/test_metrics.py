@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg_jax.evaluation.metrics.overlap import overlap, volume
+from medseg_jax.evaluation.metrics.overlap import overlap, relative_volume_error, volume
 from medseg_jax.evaluation.metrics.surface import SurfaceDistances, assd, hausdorff, nsd, surface_distances
 
 FOLDER = Path(os.environ.get("MEDSEG_GOLDEN", "golden")) / "metrics"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="MEDSEG_GOLDEN does not name the folder of golden numbers")
 
-# What we leave to the packages: a score of the background, a signed ratio, SPE's overlaps (their eps shifts values),
+# What we leave to the packages: a score of the background, SPE's overlaps (their eps shifts values),
 # a correlation of masks, sums over classes.
 ELSEWHERE = re.compile(
-    r".*/specificity|medpy/ravd|spe/(dice|jaccard|precision|recall|pearson)|.*/generalized_dice\w*|.*/tp_fp_tn_fn"
+    r".*/specificity|spe/(dice|jaccard|precision|recall|pearson)|.*/generalized_dice\w*|.*/tp_fp_tn_fn"
 )
 NO_CONTOUR = 1e18  # SPE's answer where a mask has no contour
 SCORES = r"dice|dc|iou|jc|precision|recall|nsd\d+"
@@ -50,6 +50,7 @@ def ours(package, metric, prediction, reference, spacing):
     o = overlap(prediction, reference)
     table = {"dice": o.dice, "dc": o.dice, "iou": o.iou, "jc": o.iou, "precision": o.precision, "recall": o.recall}
     table |= {"pred_ml": volume(prediction, spacing) / 1000, "ref_ml": volume(reference, spacing) / 1000}
+    table |= {"ravd": relative_volume_error(prediction, reference)}
     if metric.removesuffix("_keep_empty") in table:
         return table[metric.removesuffix("_keep_empty")]
     full = prediction.ndim

@@ -368,7 +368,7 @@ def test_a_full_disk_ends_cleanly(dataset, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_a_file_is_explained(dataset, tmp_path):
     (tmp_path / "cache").write_text("not a folder")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be used"):
         build_cache(dataset, plan(), tmp_path / "cache")
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from medseg_jax.ops.conv import conv, conv_transpose
+from medseg_jax.ops.conv import WIDE, conv, conv_transpose
 
 RNG = np.random.default_rng(0)
 
@@ -48,11 +48,11 @@ def by_xla(x, kernel, strides, padding, dilation, groups):
 
 
 @st.composite
-def windows(draw):
-    """(x shape, kernel shape, strides, padding, dilation, groups) with a non-empty output."""
-    dim = draw(st.integers(1, 3))
-    groups = draw(st.sampled_from([1, 1, 1, 2, 4]))
-    c = draw(st.integers(1, 3)) if groups == 1 else groups * draw(st.integers(1, 2))
+def windows(draw, dim=None, channels=None):
+    """(x shape, kernel shape, strides, padding, dilation, groups) with a non-empty output; `channels`: ungrouped."""
+    dim = dim or draw(st.integers(1, 3))
+    groups = 1 if channels else draw(st.sampled_from([1, 1, 1, 2, 4]))
+    c = (channels or draw(st.integers(1, 3))) if groups == 1 else groups * draw(st.integers(1, 2))
     size, x_size, strides, padding, dilation = [], [], [], [], []
     for _ in range(dim):
         k, d = draw(st.integers(1, 3)), draw(st.integers(1, 2))
@@ -63,13 +63,23 @@ def windows(draw):
         padding.append((before, after))
         strides.append(draw(st.integers(1, 3)))
         x_size.append(draw(st.integers(smallest, smallest + 4)))
-    kernel = (*size, c // groups, draw(st.integers(1, 2)) * groups)
+    kernel = (*size, c // groups, (channels or draw(st.integers(1, 2))) * groups)
     return (draw(st.integers(1, 2)), *x_size, c), kernel, tuple(strides), tuple(padding), tuple(dilation), groups
 
 
 @settings(max_examples=30, deadline=None)
 @given(windows())
 def test_values_and_gradients_in_double_precision(window):
+    check_in_double_precision(window)
+
+
+@settings(max_examples=12, deadline=None)
+@given(windows(dim=2, channels=WIDE))
+def test_wide_two_dimensional_values_and_gradients_in_double_precision(window):
+    check_in_double_precision(window)
+
+
+def check_in_double_precision(window):
     x_shape, kernel_shape, strides, padding, dilation, groups = window
     with jax.enable_x64(True):
         x, kernel = RNG.normal(size=x_shape), RNG.normal(size=kernel_shape)
@@ -149,6 +159,17 @@ def test_each_platform_gets_its_own_form(stride):
     for platform in ("tpu", "cuda"):
         text = jax.export.export(program, platforms=[platform])(*shapes, stride).mlir_module()
         assert text.count("stablehlo.convolution") == 2  # gradient of x, gradient of the kernel
+        assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_two_dimensional_kernels_have_products_on_a_cpu_only(stride):
+    shapes = jax.ShapeDtypeStruct((1, 8, 8, WIDE), jnp.float32), jax.ShapeDtypeStruct((3, 3, WIDE, WIDE), jnp.float32)
+    program = jax.jit(step, static_argnums=2)
+    assert "while(" in program.lower(*shapes, stride).compile().as_text()
+    for platform in ("tpu", "cuda"):
+        text = jax.export.export(program, platforms=[platform])(*shapes, stride).mlir_module()
+        assert text.count("stablehlo.convolution") == 2
         assert "stablehlo.while" not in text
 
 

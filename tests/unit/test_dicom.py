@@ -1,9 +1,7 @@
 """DICOM series against NIfTI files of the same volume, from reading to prediction, conversion and DICOM-SEG."""
 
-import importlib.util
-from pathlib import Path
-from types import SimpleNamespace
-
+import dicom_series as made
+import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,18 +13,6 @@ from medseg_jax.inference import dicom_seg
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.types import Case, Labels, UserError
 
-pytest.importorskip("pydicom", reason="pip install 'medseg-jax[dicom]'")
-highdicom = pytest.importorskip("highdicom", reason="pip install 'medseg-jax[dicom]'")
-
-
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made: SimpleNamespace = _load("dicom_series")
 PLACES = [(made.AXIAL, False), (made.OBLIQUE, False), (made.AXIAL, True), (made.OBLIQUE, True)]
 
 
@@ -123,3 +109,31 @@ def test_dicom_seg_needs_a_series(tmp_path):
     nib.save(nib.Nifti1Image(made.volume(), np.eye(4)), tmp_path / "v.nii.gz")
     with pytest.raises(UserError, match="only be written for DICOM"):
         dicom_seg.require_dicom([Case("v", (tmp_path / "v.nii.gz",))])
+
+
+def test_predict_walks_from_series_to_nifti_and_dicom_seg(tmp_path):
+    """A run trained on NIfTI predicts a DICOM series as it predicts the NIfTI of the same volume; then it resumes."""
+    import medseg_jax as ms
+
+    data = ms.make_phantoms(tmp_path / "data", dim=3, cases=6, sites=1, size=16, seed=0)
+    stage = ms.Stage(
+        ms.Supervised(ms.UNet(features=(4, 8), strides=((1,) * 3, (2,) * 3), kernel_sizes=((3,) * 3,) * 2)), steps=2
+    )
+    run = ms.train(ms.Config(data=str(data.root), stages=(stage,), cache=str(tmp_path / "cache")), tmp_path / "run")
+    array = made.volume() * 10
+    files = made.write_series(tmp_path / "in" / "series", array, reverse=True)
+    nib.save(nib.Nifti1Image(array, made.affine_of()), tmp_path / "same.nii.gz")
+    out = tmp_path / "out"
+    (label,) = ms.predict(run, tmp_path / "in", out, save_dicom_seg=True, progress=False)
+    (same,) = ms.predict(run, tmp_path / "same.nii.gz", tmp_path / "out2", progress=False)
+    found, expected = nib.load(label), nib.load(same)
+    np.testing.assert_array_equal(found.get_fdata(), expected.get_fdata())
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+    segments = highdicom.seg.segread(next(out.glob("*.dcm")))
+    assert [segments.get_segment_description(n).segment_label for n in segments.segment_numbers] == [*data.labels.names]
+    stamp = label.stat().st_mtime_ns
+    assert ms.predict(run, tmp_path / "in", out, save_dicom_seg=True, progress=False) == [label]
+    assert label.stat().st_mtime_ns == stamp
+    assert len(files) == len(list((tmp_path / "in" / "series").iterdir()))
+    with pytest.raises(UserError, match="DICOM"):
+        ms.predict(run, tmp_path / "same.nii.gz", tmp_path / "out3", save_dicom_seg=True, progress=False)

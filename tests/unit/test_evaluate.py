@@ -219,6 +219,9 @@ def test_missing_predictions_are_listed_or_scored_as_empty(folders, tmp_path):
     summary = evaluate(pred, ref, tmp_path / "out", missing="worst")
     assert summary["missing"] == ["b", "c"]
     assert summary["mean"]["dice"] == pytest.approx(1 / 3)
+    summary = evaluate(pred, ref, tmp_path / "out", missing="skip")
+    assert (summary["cases"], summary["mean"]["dice"], summary["missing"]) == (1, 1, [])
+    assert any("left out: b, c" in note for note in summary["notes"])
 
 
 def test_extra_predictions_are_named(folders, tmp_path):

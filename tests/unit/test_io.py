@@ -79,7 +79,7 @@ def test_missing_empty_unknown(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- round trips
 
-LOSSLESS = [".nii", ".nii.gz", ".npy", ".npz", ".h5", ".tif"]
+LOSSLESS = [".nii", ".nii.gz", ".nrrd", ".mha", ".npy", ".npz", ".h5", ".tif"]
 
 
 @SLOW
@@ -236,7 +236,7 @@ def test_writer_checks_shape(tmp_path):
     with pytest.raises(ValueError, match="does not lie"):
         io.write_label(tmp_path / "a.nii", np.zeros((4, 5, 6)), Geometry((4, 5, 7)))
     with pytest.raises(UserError, match="Unknown file format"):
-        io.write_label(tmp_path / "a.mha", np.zeros((4, 5)), Geometry((4, 5)))
+        io.write_label(tmp_path / "a.xyz", np.zeros((4, 5)), Geometry((4, 5)))
 
 
 # --------------------------------------------------------------------------------------------------------- label values
@@ -763,6 +763,16 @@ def samples(tmp_path_factory) -> dict[str, bytes]:
     label = np.random.default_rng(0).integers(0, 3, (9, 9, 9)).astype(np.uint8)
     files = {}
     for ending, kind in io.SUFFIXES.items():
+        if ending in io.DETACHED:  # the header of the attached form, and its voxels in a file of their own
+            whole = files[io.DETACHED[ending]]
+            mark, line = (
+                (b"\n\n", b"\ndata file: fuzzed.raw\n\n") if ending == ".nhdr" else (b"LOCAL\n", b"fuzzed.raw\n")
+            )
+            files[ending], files[f"{ending} voxels"] = (
+                whole.replace(mark, line, 1).split(line)[0] + line,
+                whole.split(mark, 1)[1],
+            )
+            continue
         array = label[0] if kind == "picture" else label
         image = array[..., None]
         io.write_image(folder / f"a{ending}", image, Geometry(array.shape, AFFINE if kind != "picture" else np.eye(4)))
@@ -782,6 +792,7 @@ def mutate(raw: bytes, seed: int) -> bytes:
 def fuzz(samples, folder, ending, seed):
     path = folder / f"fuzzed{ending}"
     path.write_bytes(mutate(samples[ending], seed))
+    (folder / "fuzzed.raw").write_bytes(samples.get(f"{ending} voxels", b""))
     for read in (io.read_image, io.read_label):
         try:
             array, geometry = read(path)

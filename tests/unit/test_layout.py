@@ -50,6 +50,31 @@ def test_no_forbidden_names(file):
     assert not {name.split(".")[0] for name in imported(tree)} & {"torch", "cv2", "SimpleITK", "tensorflow", "pickle"}
 
 
+RUNS_CODE = {"eval", "exec", "compile", "__import__"}
+LOADERS = {"load", "loads", "Unpickler", "unsafe_load", "full_load", "load_module", "extractall", "system", "popen"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_nothing_that_runs_code_from_data(file):
+    """No eval or exec, no pickle in any disguise, no shell; NumPy never told to unpickle."""
+    tree = ast.parse(file.read_text())
+    modules = {name.split(".")[0] for name in imported(tree)}
+    assert not modules & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        name = call.func.id if isinstance(call.func, ast.Name) else None
+        assert name not in RUNS_CODE, f"line {call.lineno}: {name}"
+        for word in call.keywords:
+            allowed = not (word.arg == "allow_pickle" and getattr(word.value, "value", True) is not False)
+            assert allowed, f"line {call.lineno}: allow_pickle"
+            assert not (word.arg == "shell" and getattr(word.value, "value", True)), f"line {call.lineno}: shell"
+        owner = getattr(getattr(call.func, "value", None), "id", "")
+        attribute = getattr(call.func, "attr", "")
+        if owner == "np" and attribute == "load":
+            said = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+            assert said.get("allow_pickle") is False, f"line {call.lineno}: np.load without allow_pickle=False"
+        assert not (owner in ("torch", "marshal", "os") and attribute in LOADERS), f"line {call.lineno}"
+
+
 def test_every_room_is_in_the_list():
     found = {room(f) for f in FILES} - {"__init__"}
     assert found <= set(ROOMS)

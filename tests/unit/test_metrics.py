@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medseg_jax.evaluation.metrics import surface
-from medseg_jax.evaluation.metrics.overlap import Overlap, dice, iou, overlap, precision, recall, volume
+from medseg_jax.evaluation.metrics.overlap import (
+    Overlap,
+    dice,
+    iou,
+    overlap,
+    precision,
+    recall,
+    relative_volume_error,
+    volume,
+)
 from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
 
 SURFACES = ("subvoxel", "voxel")
@@ -219,3 +228,12 @@ def _inner(mask):
     for offset in np.ndindex(3, 3, 3):
         inner &= padded[tuple(slice(o, o + n) for o, n in zip(offset, mask.shape, strict=True))]
     return inner
+
+
+def test_relative_volume_error_and_empty_masks():
+    none, one, two = np.zeros(4, bool), np.array([1, 0, 0, 0], bool), np.array([0, 1, 1, 0], bool)
+    assert relative_volume_error(one, two) == -0.5
+    assert relative_volume_error(two, one) == 1
+    assert relative_volume_error(none, one) == -1
+    assert relative_volume_error(none, none) == 0
+    assert relative_volume_error(one, none) == np.inf

@@ -14,6 +14,7 @@ from PIL import Image
 from medseg_jax.cli import main
 from medseg_jax.data import io
 from medseg_jax.data.synthetic import make_phantoms
+from medseg_jax.evaluation.compare import compare
 from medseg_jax.evaluation.evaluate import evaluate
 from medseg_jax.evaluation.report import report
 from medseg_jax.types import UserError
@@ -230,6 +231,30 @@ def test_volumes_show_a_slice(tmp_path):
     assert re.search(r"slice \d+ of \d+", page.text)
     assert "HD95 (mm)" in page.text
     assert "Volume error (ml)" in page.text
+
+
+def test_lesions_probabilities_and_comparisons_are_shown_where_they_are(made, tmp_path):
+    dataset, _ = made
+    folders = [tmp_path / "run a", tmp_path / "b"]
+    for shift, folder in enumerate(folders):
+        shifted(dataset, dataset.subset("val"), folder, shift)
+        (folder / "probabilities").mkdir()
+        for case in dataset.subset("val"):
+            label, _ = io.read_label(folder / case.label.name)
+            hot = 0.7 * dataset.labels.table[label] + 0.3 / dataset.labels.channels
+            names = ["background", *dataset.labels.names]
+            np.savez(folder / "probabilities" / f"{case.id}.npz", probabilities=hot, classes=names)
+        evaluate(folder, dataset.root, folder, lesions=True, cldice=True)
+    compare(*folders, folders[0] / "with b")
+    text, page = read(report(folders[0]))
+    for word in ("Lesion F1", "clDice", "Average precision", "Probabilities", "likeliest class", "B against A"):
+        assert (word in page.text) == (word != "B against A"), word
+    assert 'href="with%20b/compare.html"' in text
+    assert "Comparisons" in page.text
+    assert not re.search(r"\bnan\b", page.text)
+    _, comparison = read(folders[0] / "with b" / "compare.html")
+    assert "B against A" in comparison.text
+    assert all(v.startswith("#") for v in comparison.fetched), comparison.fetched
 
 
 def test_what_is_no_run_is_refused(run, tmp_path):

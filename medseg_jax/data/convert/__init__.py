@@ -1,4 +1,4 @@
-"""Any folder of images and masks -> the canonical data set (see `data/dataset.py`).
+"""Any folder (or zip, tar) of images and masks -> the canonical data set (see `data/dataset.py`).
 
     recognise   which layout; which files are images, masks, fields of view; which mask belongs to which image
     assign      domain, patient, split
@@ -26,7 +26,7 @@ def convert(src: str | Path, dst: str | Path, **options: object) -> "Dataset":
     """Makes a canonical data set of the images and masks in `src`.
 
     Args:
-        src: folder with images and masks; left untouched.
+        src: folder with images and masks, or a zip or tar file of one; left untouched.
         dst: folder to write; must not exist (but see `overwrite`).
         options: fields of `Options`.
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from medseg_jax.data import dicom, io
+from medseg_jax.data.convert.archives import ARCHIVES
 from medseg_jax.data.convert.found import Found, Layout, Mask
 from medseg_jax.data.convert.options import Ambiguous, Options
 from medseg_jax.data.convert.pairs import find_pairs
@@ -30,9 +31,13 @@ def recognise(src: Path, options: Options) -> Layout:
         UserError: `src` is no folder, holds nothing readable, or is laid out in a way that is not understood.
     """
     if not src.is_dir():
-        archive = src.suffix in (".zip", ".tar", ".gz", ".tgz")
-        remedy = "unpack it first" if archive else None
-        raise UserError("The source must be a folder", file=src, found="no such folder", remedy=remedy)
+        raise UserError(
+            "The source must be a folder or an archive",
+            file=src,
+            found="a file of another kind" if src.exists() else "no such folder",
+            expected=f"a folder, or a file that ends in {', '.join(ARCHIVES)}",
+            remedy="unpack it first" if src.suffix in (".7z", ".rar", ".bz2", ".xz", ".gz", ".zst") else None,
+        )
     if (src / "dataset.json").is_file() and options.layout in ("auto", "nnunet", "msd"):
         described = _read_description(src)
         return _find_nnunet(src) if "channel_names" in described else _find_msd(src, described)

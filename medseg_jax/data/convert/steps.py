@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medseg_jax.data import io
+from medseg_jax.data.convert.archives import as_folder
 from medseg_jax.data.convert.coding import decide
 from medseg_jax.data.convert.found import Found, Layout
 from medseg_jax.data.convert.layouts import recognise
@@ -25,6 +26,11 @@ from medseg_jax.types import UserError
 def run(src: Path, dst: Path, options: Options) -> Dataset:
     """See `medseg_jax.data.convert.convert`."""
     check_target(src, dst, options)
+    with as_folder(src, dst) as folder:
+        return _convert(folder, dst, options)
+
+
+def _convert(src: Path, dst: Path, options: Options) -> Dataset:
     console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
 
     layout = recognise(src, options)

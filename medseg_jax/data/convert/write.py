@@ -45,11 +45,9 @@ def check_target(src: Path, dst: Path, options: Options) -> None:
 @contextmanager
 def target(dst: Path) -> Iterator[Path]:
     """DST.tmp to write into; becomes DST if all went well, else is removed."""
-    temporary, old = (dst.with_name(dst.name + ending) for ending in (".tmp", ".old"))
-    for folder in (temporary, old):
-        _remove_leftover(folder)
-    temporary.mkdir(parents=True)
-    (temporary / MARKER).touch()
+    old = dst.with_name(dst.name + ".old")
+    _remove_leftover(old)
+    temporary = _fresh(dst.with_name(dst.name + ".tmp"))
     try:
         yield temporary
     except BaseException:
@@ -61,6 +59,23 @@ def target(dst: Path) -> Iterator[Path]:
     os.replace(temporary, dst)
     (dst / MARKER).unlink()
     _remove_leftover(old)
+
+
+@contextmanager
+def beside(dst: Path, ending: str) -> Iterator[Path]:
+    """An empty folder on the disk of the target, removed in the end; what a killed run left of it is replaced."""
+    folder = _fresh(dst.with_name(dst.name + ending))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fresh(folder: Path) -> Path:
+    _remove_leftover(folder)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+    return folder
 
 
 def _remove_leftover(folder: Path) -> None:
@@ -168,8 +183,8 @@ class Writer:
         self.root, self.ending, self.channels = root, ending, channels
         self.layout, self.coding, self.options = layout, coding, options
         self.spacing = parse_numbers("spacing", options.spacing)
-        if self.spacing and (ending != ".nii.gz" or io.kind(sample.file) in ("nifti", "dicom")):
-            found = "NIfTI and DICOM files say it themselves" if ending == ".nii.gz" else "pictures have none"
+        if self.spacing and (ending != ".nii.gz" or io.kind(sample.file) in io.PLACED):
+            found = "these files say it themselves" if ending == ".nii.gz" else "pictures have none"
             raise UserError("--spacing is for arrays", file=sample.file, found=found)
         self.units: set[str] = set()
         self.resized = self.ignored = 0

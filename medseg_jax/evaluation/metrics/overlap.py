@@ -63,6 +63,18 @@ def volume(mask: np.ndarray, spacing: Sequence[float]) -> float:
     return float(np.count_nonzero(mask) * np.prod(spacing))
 
 
+def relative_volume_error(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """(volume of the prediction - of the reference) / volume of the reference, of two boolean masks [*s].
+
+    Negative: too small (MedPy's ravd; its absolute value is the relative absolute volume difference). 0 if both are
+    empty, infinite if only the reference is.
+    """
+    o = overlap(prediction, reference)
+    if o.tp + o.fn:
+        return (o.fp - o.fn) / (o.tp + o.fn)
+    return np.inf if o.fp else 0.0
+
+
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     """Dice coefficient of two boolean masks [*s], in [0, 1]; 1 if both are empty."""
     return overlap(prediction, reference).dice

@@ -29,6 +29,7 @@ from itertools import product
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +168,17 @@ def _distances(source: np.ndarray, target: np.ndarray, spacing: Sequence[float])
     """Distance from each set element of `source` [*s] (in C order) to the nearest one of `target` [*s]."""
     if not target.any():
         return np.full(np.count_nonzero(source), np.inf)
-    nearest = np.asarray(ndimage.distance_transform_edt(~target, spacing, return_distances=False, return_indices=True))
-    at = np.nonzero(source)
-    offsets = nearest[(slice(None), *at)] - np.stack(at)  # [axes, n]
-    return np.sqrt(np.sum((offsets * np.reshape(spacing, (-1, 1))) ** 2, 0))
+    distances = np.zeros(np.count_nonzero(source))
+    apart = ~target[source]  # the rest lies on both surfaces
+    points, others = np.argwhere(source)[apart], np.argwhere(target)  # [n, axes], [m, axes]
+    if not len(points):
+        return distances
+    # A surface has few elements in its box, so a tree of them is quicker than a distance transform of the whole box.
+    # The tree finds the neighbour; its distance is computed from whole voxels, so that equal distances stay equal.
+    tree = KDTree(others * spacing, balanced_tree=False, compact_nodes=False)
+    nearest = others[tree.query(points * spacing)[1]]
+    distances[apart] = np.sqrt(np.sum(((nearest - points) * spacing) ** 2, 1))
+    return distances
 
 
 def _percentile(distances: np.ndarray, size: np.ndarray | None, percentile: float) -> float:

@@ -1,0 +1,321 @@
+"""The selective scan: timed on this CPU beside PyTorch, compiled for TPUs and the H100.
+
+    python benchmarks/scan.py cpu [--peers PYTHON]    times backends; peers with a Python that has torch and mambapy
+    python benchmarks/scan.py compile                 needs the libtpu wheel; for the H100 jax-cuda13-plugin, -pjrt
+                                                      (both with --no-deps) and nvidia-cuda-nvcc
+    python benchmarks/scan.py one TARGET ROWS LENGTH D forward|backward     one cell of it, as JSON
+    python benchmarks/scan.py table                   prints all of results/scan.json
+
+What is compiled is labelled "compiled, not timed": its figures are the compiler's (bundles of the inner loops, spills)
+or counted from the blocks that the kernels move. Floors in bytes: 4 R L (3D + 2N) forward, 4 R L (5D + 4N) backward.
+CPU floor: the exponentials exp(delta A) alone, b * L * c * N of them forward, at the rate of XLA's own exp in the same
+kind of loop, on one core (XLA runs a loop of small kernels on one).
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "scan.json"
+GROUPS, STATES = 4, 16
+REVERSE = (False, False, True, True)
+TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+STAGES = tuple((8, 4096 // 4**i, 192 * 2**i) for i in range(4)) + tuple((6, 9216 // 4**i, 192 * 2**i) for i in range(4))
+"""(batch, length, d) of VM-UNet's four stages: Fundus (8 images of 256 x 256), Prostate (6 of 384 x 384)."""
+H100 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000
+l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3" """
+
+
+def shapes(b: int, length: int, d: int, shared: bool = True) -> tuple[tuple[int, ...], ...]:
+    """u (row-major and column-major sequence, each read in both directions), delta, A, B, C, D, delta_bias."""
+    c, k = GROUPS * d, GROUPS
+    wide, narrow = (b, length, c), (b, length, k, STATES)
+    return ((b, length, c // 2) if shared else wide), wide, (c, STATES), narrow, narrow, (c,), (c,)
+
+
+def step(backend: Any, what: str, chunk: int | None = None):
+    """The scan, or the gradients of the sum of its squares by all seven inputs."""
+    import jax
+
+    from medseg_jax.ops.scan import selective_scan
+
+    scan: Any = partial(selective_scan, reverse=REVERSE, backend=backend, chunk=chunk)
+    if what == "forward":
+        return jax.jit(scan)
+    return jax.jit(jax.value_and_grad(lambda *a: (scan(*a) ** 2).sum(), tuple(range(7))))
+
+
+# ---------------------------------------------------------------------------------------------------------------- CPU
+
+
+def cpu(peers: str | None, length: int) -> dict:
+    """Times in milliseconds, least of several runs; seed 0."""
+    import jax
+    import jax.numpy as jnp
+
+    b, d = 2, 192
+    keys = jax.random.split(jax.random.key(0), 7)
+    arrays = [jax.random.normal(key, s) for key, s in zip(keys, shapes(b, length, d), strict=True)]
+    arrays[1] -= 4
+    arrays[2] = -jnp.exp(0.1 * arrays[2]) * jnp.arange(1.0, STATES + 1)
+
+    @jax.jit
+    def exponentials(x):
+        return jax.lax.fori_loop(0, length, lambda _, s: jnp.exp(x * s), x)
+
+    floor = _least(exponentials, jnp.full((STATES, b * GROUPS * d), -0.5))
+    rows: dict[str, Any] = {}
+    for backend in ("chunked", "reference", "associative"):
+        row = rows[backend] = {}
+        for what in ("forward", "backward"):
+            run = step(backend, what).lower(*arrays).compile()
+            row[f"{what}_ms"] = _least(run, *arrays, repeats=7 if backend == "chunked" else 2)
+            analysis = run.memory_analysis()
+            assert analysis is not None
+            row[f"{what}_temporary_MB"] = analysis.temp_size_in_bytes / 1e6
+        print(backend, row, flush=True)
+    short = [x[:, : length // 4] if x.ndim > 2 else x for x in arrays]
+    rows[f"chunked, l = {length // 4}"] = {
+        f"{what}_ms": _least(step("chunked", what).lower(*short).compile(), *short) for what in ("forward", "backward")
+    }
+    if peers:
+        command = [peers, str(ROOT / "benchmarks" / "peers" / "scan_torch.py"), *map(str, (b, length, d))]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows |= json.loads(out.splitlines()[-1])
+    return {
+        "shape": {"b": b, "k": GROUPS, "d": d, "n": STATES, "l": length},
+        "exponentials": b * length * GROUPS * d * STATES,
+        "floor_one_core_ms": floor,
+        "share_of_floor_forward": floor / rows["chunked"]["forward_ms"],
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "processor": platform.processor() or platform.machine(),
+        "rows": rows,
+    }
+
+
+def _least(run, *arrays, repeats: int = 7) -> float:
+    import jax
+
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arrays))
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times[1:])
+
+
+# ----------------------------------------------------------------------------------------------------------- compiled
+
+
+def one(target: str, b: int, length: int, d: int, what: str, chunk: int | None = None) -> dict:
+    """Compiles one program and reads the compiler's report. Run in a process of its own (flags are read at import)."""
+    return (_one_gpu if target == "h100" else _one_tpu)(target, b, length, d, what, chunk)
+
+
+def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | None) -> dict:
+    with tempfile.TemporaryDirectory() as dump:
+        os.environ |= {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
+        }
+        import jax
+        import jax.numpy as jnp
+        from jax.experimental import topologies
+        from jax.sharding import SingleDeviceSharding
+
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices
+        place = SingleDeviceSharding(devices[0])
+        arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes(b, length, d)]
+        program = step("pallas_tpu", what, chunk).lower(*arrays).compile()
+        bundles = {}
+        for kind in ("forward", "backward"):
+            for file in Path(dump).glob(f"*selective_scan_{kind}*-final_bundles.txt"):
+                if "schedule-analysis" not in file.name:
+                    bundles[kind] = inner_loops(file.read_text())
+        memory = program.memory_analysis()
+        assert memory is not None
+        return {"bundles_per_step": bundles, "temporary_MB": memory.temp_size_in_bytes / 1e6}
+
+
+def inner_loops(text: str) -> list[float]:
+    """Bundles per step of each innermost loop that steps through time (known by 4 unrolled steps of n exponentials)."""
+    bundles: list[list] = []
+    for line in text.splitlines():
+        if found := re.match(r"\s*0x[0-9a-f]+\s*(?:([A-Z]{2}):|:)\s*(>*)\s*\{(.*)", line):
+            bundles.append([found[1] or "", len(found[2]), found[3]])
+        elif bundles:
+            bundles[-1][2] += line
+    loops = []
+    for i, (mark, depth, _) in enumerate(bundles):
+        if mark == "LB":
+            body = [bundles[i]]
+            for bundle in bundles[i + 1 :]:
+                if bundle[1] < depth or bundle[0] == "LB":
+                    break
+                body.append(bundle)
+            exponentials = sum(len(re.findall(r"= vpow2|= vexp2", text)) for _, _, text in body)
+            inner = i + len(body) == len(bundles) or bundles[i + len(body)][1] <= depth
+            if inner and exponentials >= 4 * STATES:
+                loops.append(len(body) / 4)
+    return loops
+
+
+def _one_gpu(target: str, b: int, length: int, d: int, what: str, chunk: int | None) -> dict:
+    import importlib.util
+
+    cuda = next(iter(getattr(importlib.util.find_spec("nvidia"), "submodule_search_locations", None) or [""]))
+    cuda = Path(cuda) / "cu13"
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "MOSAIC_GPU_DUMP_PTXAS": "1",
+        "PATH": f"{cuda / 'bin'}:{os.environ['PATH']}",
+        "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={cuda}",
+        "CUDA_ROOT": str(cuda),
+    }
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = topologies.get_topology_desc(
+        platform="cuda", topology_name=target, target_config=H100, topology="1x1x1"
+    ).devices
+    place = NamedSharding(Mesh(np.array(devices[:1]), ("d",)), PartitionSpec())
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes(b, length, d)]
+    with tempfile.TemporaryFile("w+") as report:  # ptxas reports through the process's own file descriptors
+        kept = [(fd, os.dup(fd)) for fd in (1, 2)]
+        for fd, _ in kept:
+            os.dup2(report.fileno(), fd)
+        try:
+            program = step("mosaic_gpu", what, chunk).lower(*arrays).compile()
+        finally:
+            for fd, copy in kept:
+                os.dup2(copy, fd)
+        report.seek(0)
+        text = report.read()
+    memory = program.memory_analysis()
+    assert memory is not None
+    return {
+        "registers": [int(n) for n in re.findall(r"Used (\d+) registers", text)],
+        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", text)),
+        "stack_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes stack frame", text)),
+        "temporary_MB": memory.temp_size_in_bytes / 1e6,
+    }
+
+
+def traffic(b: int, length: int, d: int) -> dict[str, float]:
+    """Bytes that the TPU kernels' blocks move for one differentiated call, over the floor; lane padding included."""
+    chunk = next((c for c in (32, 24, 16) if length % c == 0), 32)
+    groups = 1 if d % 128 == 0 else 2
+    length = -(-length // chunk) * chunk
+    rows = GROUPS * b
+    padded = -(-groups * 2 * STATES // 128) * 128 / groups  # lanes of B and C of one group in memory
+    boundaries = STATES * d / chunk
+    forward = 3 * d + padded + boundaries
+    backward = 5 * d + 2 * padded + boundaries
+    floors = 3 * d + 2 * STATES, 5 * d + 4 * STATES
+    return {
+        "floor_forward_MB": 4e-6 * rows * length * floors[0],
+        "inference_over_floor": (forward - boundaries) / floors[0],
+        "forward_over_floor": forward / floors[0],
+        "backward_over_floor": backward / floors[1],
+        "backward_and_sum_of_shared_du_over_floor": (backward + 1.5 * d) / floors[1],
+    }
+
+
+def compile_all(targets: list[str]) -> dict:
+    """Every target and stage, each in a process of its own; what does not compile is recorded with its message."""
+    table: dict[str, Any] = {}
+    for target in targets:
+        for b, length, d in STAGES:
+            for chunk in (None, 16, 8) if target == "v4" else (None,):
+                command = [sys.executable, __file__, "one", target, *map(str, (b, length, d)), "backward"]
+                command += [] if chunk is None else [str(chunk)]
+                done = subprocess.run(
+                    command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+                )
+                if done.returncode == 0:
+                    row = json.loads(done.stdout.splitlines()[-1]) | ({"chunk": chunk} if chunk else {})
+                    break
+                row = {"error": done.stderr.strip().splitlines()[-1][:300]}
+                if found := re.search(r"Used [\d.]+M of [\d.]+M vmem", done.stderr):
+                    row = {"error": found[0]}
+            table.setdefault(target, {})[f"{b}x{length}x{d}"] = row
+            print(target, b, length, d, row, flush=True)
+    return table
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+
+def table(results: dict) -> None:
+    """Prints what results/scan.json holds."""
+    if found := results.get("cpu"):
+        print(f"Timed on a CPU ({found['cores']} cores, load {found['load_before']:.1f}), shape {found['shape']}")
+        print(f"  exponentials {found['exponentials']:.3g}, floor (one core) {found['floor_one_core_ms']:.0f} ms;")
+        print(f"  chunked forward reaches {100 * found['share_of_floor_forward']:.0f} % of it")
+        ours = found["rows"]["chunked"]["backward_ms"]
+        print(f"  {'':34}{'fwd ms':>10}{'fwd+bwd ms':>12}{'ratio':>8}{'temp MB':>9}")
+        for name, row in found["rows"].items():
+            memory = row.get("backward_temporary_MB", float("nan"))
+            forward = row.get("forward_ms", float("nan"))
+            print(f"  {name:34}{forward:10.0f}{row['backward_ms']:12.0f}{row['backward_ms'] / ours:8.1f}{memory:9.0f}")
+    print("\nTPU kernels, bytes moved by their blocks over the floor (counted)")
+    for b, length, d in STAGES:
+        print(f"  {b}x{length}x{d:<6}", {k: round(v, 3) for k, v in traffic(b, length, d).items()})
+    print("\nCompiled, not timed")
+    for target, rows in results.get("compiled", {}).items():
+        for shape, row in rows.items():
+            print(f"  {target:6}{shape:12}", json.dumps(row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    timed = verbs.add_parser("cpu")
+    timed.add_argument("--peers")
+    timed.add_argument("--length", type=int, default=4096)
+    compiled = verbs.add_parser("compile")
+    compiled.add_argument("targets", nargs="*", default=[*TOPOLOGIES, "h100"])
+    cell = verbs.add_parser("one")
+    cell.add_argument("target", choices=[*TOPOLOGIES, "h100"])
+    for name in ("rows", "length", "d"):
+        cell.add_argument(name, type=int)
+    cell.add_argument("what", choices=["forward", "backward"])
+    cell.add_argument("chunk", type=int, nargs="?")
+    verbs.add_parser("table")
+    options = parser.parse_args()
+    if options.verb == "one":
+        print(json.dumps(one(*(getattr(options, n) for n in ("target", "rows", "length", "d", "what", "chunk")))))
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.verb == "cpu":
+        results["cpu"] = cpu(options.peers, options.length)
+    elif options.verb == "compile":
+        results.setdefault("compiled", {}).update(compile_all(options.targets))
+    if options.verb != "table":
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    table(results)
+
+
+if __name__ == "__main__":
+    main()

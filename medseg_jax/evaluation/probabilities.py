@@ -1,0 +1,144 @@
+"""Scores of probability maps (PRED/probabilities/<case>.npz of `medseg predict --probabilities`): AUPR, ECE, Brier.
+
+    read         one case's map, as float16 [*s, k]
+    Pooled.of    histograms of one case; `+` pools cases, in constant memory
+    Pooled.row   the columns of cases.csv;  Pooled.summary   what summary.json says under "probabilities"
+
+Per class, the question is "is this voxel of the class?" (one against the rest). For exclusive classes there is also the
+question "is the likeliest class, background included, the true one?".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from medseg_jax.evaluation.metrics import calibration
+from medseg_jax.evaluation.metrics.pr import ScoreHistogram
+from medseg_jax.types import Labels, UserError
+
+METRICS = ("ap", "ece", "brier")
+TINY = 2.0**-24  # float16's smallest number: what a probability of 0 on disk may have been
+
+
+def read(path: Path, labels: Labels, shape: tuple[int, ...]) -> np.ndarray:
+    """Probabilities [*shape, k] float16 of one case.
+
+    Raises:
+        UserError: the file is no such map, or has other classes or another shape than the reference.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            probabilities, classes = file["probabilities"], [str(name) for name in file["classes"]]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(
+            "This is no probability map", file=path, found=error, expected="what medseg predict --probabilities writes"
+        ) from error
+    expected = [*(["background"] if labels.exclusive else []), *labels.names]
+    if classes != expected:
+        raise UserError(
+            "A probability map has other classes than the references",
+            file=path,
+            found=", ".join(classes),
+            expected=", ".join(expected),
+        )
+    if probabilities.shape != (*shape, len(expected)):
+        raise UserError(
+            "A probability map has another shape than its reference",
+            file=path,
+            found=probabilities.shape,
+            expected=(*shape, len(expected)),
+        )
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise UserError(
+            "Probabilities lie in [0, 1]", file=path, found="others, or NaN", remedy="predict this case anew"
+        )
+    return probabilities.astype(np.float16)
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """All that is needed of the probabilities of any number of cases.
+
+    Attributes:
+        classes: for each class a histogram of its probability.
+        top: of the largest probability, positive where that class is the true one; None for overlapping classes.
+        brier, nll: sums over voxels of the multi-class scores; 0 for overlapping classes.
+    """
+
+    classes: tuple[ScoreHistogram, ...]
+    top: ScoreHistogram | None
+    brier: float = 0.0
+    nll: float = 0.0
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, member: np.ndarray) -> Self:
+        """Of voxels [n, k] and their targets [n, k], one channel a class; classes may overlap."""
+        classes = tuple(ScoreHistogram.of(p, m) for p, m in zip(probabilities.T, member.T > 0, strict=True))
+        return cls(classes, None)
+
+    @classmethod
+    def of_exclusive(cls, probabilities: np.ndarray, channel: np.ndarray) -> Self:
+        """Of voxels [n, k], background first, and their true channels [n]."""
+        classes = tuple(ScoreHistogram.of(probabilities[:, c], channel == c) for c in range(1, probabilities.shape[1]))
+        top = ScoreHistogram.of(*calibration.top_label(probabilities, channel))
+        n = len(channel)
+        brier = n * calibration.brier_multiclass(probabilities, channel)
+        return cls(classes, top, brier, n * calibration.nll(probabilities, channel, smallest=TINY))
+
+    def __add__(self, other: "Pooled") -> "Pooled":
+        top = None if self.top is None or other.top is None else self.top + other.top
+        classes = tuple(a + b for a, b in zip(self.classes, other.classes, strict=True))
+        return Pooled(classes, top, self.brier + other.brier, self.nll + other.nll)
+
+    def row(self, k: int) -> dict[str, float]:
+        """The columns of cases.csv for a class."""
+        histogram = self.classes[k]
+        ece = calibration.reliability(histogram, mass=True).ece
+        return {"ap": histogram.average_precision(), "ece": ece, "brier": calibration.histogram_brier(histogram)}
+
+    def summary(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Figures of everything pooled, with the reliability curves."""
+        about: dict[str, Any] = {
+            "classes": {
+                name: {
+                    "ap": _known(h.average_precision()),
+                    "aupr33": h.idrid_aupr(),
+                    "prevalence": float(h.positive.sum() / h.total.sum()),
+                    "brier": calibration.histogram_brier(h),
+                    **_calibration(h),
+                }
+                for name, h in zip(names, self.classes, strict=True)
+            }
+        }
+        if self.top is not None:
+            voxels = int(self.top.total.sum())
+            about["top_label"] = {"brier": self.brier / voxels, "nll": self.nll / voxels, **_calibration(self.top)}
+        return about
+
+
+def score(probabilities: np.ndarray, reference: np.ndarray, labels: Labels) -> Pooled:
+    """`Pooled` of one case: probabilities [*s, k], reference label map [*s]; ignored voxels take no part."""
+    valid = np.ones(reference.shape, bool) if labels.ignore is None else reference != labels.ignore
+    voxels, target = probabilities[valid], labels.table[reference[valid]]
+    return Pooled.of_exclusive(voxels, target.argmax(-1)) if labels.exclusive else Pooled.of(voxels, target)
+
+
+def _calibration(histogram: ScoreHistogram) -> dict[str, Any]:
+    width, mass = (calibration.reliability(histogram, mass=mass) for mass in (False, True))
+    return {
+        "voxels": int(histogram.total.sum()),
+        "ece": mass.ece,
+        "ece_equal_width": width.ece,
+        "mce": width.mce,
+        "curve": {
+            "confidence": [float(f"{v:.6g}") for v in width.confidence],
+            "accuracy": [float(f"{v:.6g}") for v in width.accuracy],
+            "voxels": width.count.tolist(),
+        },
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,283 @@
+"""The selective scan as two Mosaic GPU kernels (Hopper or newer), forward and backward.
+
+One warpgroup walks over time for 128 channels of one batch row, a channel a thread, the n states of a channel in n
+registers. Tiles of u and delta come to shared memory by asynchronous copies; B and C of a step are scalars that all
+threads read. The forward pass has no traffic between threads.
+
+Backward, the states of a chunk are computed again from its boundary and kept in shared memory. dB and dC are sums over
+channels: the products of 64 / n steps are put into shared memory as 64 rows of 128 and summed row by row. Each block of
+128 channels writes its own partial sums, which are added outside. There are no atomics: same inputs, same bits.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
+
+LANES = 128
+SLAB = 64
+"""Rows of the register layout that sums over channels."""
+LOG2E = math.log2(math.e)
+CHANNEL = plgpu.Layout.WG_STRIDED((LANES,), 1)
+
+
+class Tiles(NamedTuple):
+    """Steps between kept states, the time direction of each group, and whether Pallas interprets the kernel."""
+
+    chunk: int
+    flags: tuple[bool, ...]
+    interpret: bool = False
+
+
+def mosaic_gpu(
+    seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
+) -> Array:
+    """All groups in one call -> y [b, l, k, d] in u's dtype. n is 8, 16 or 32, `chunk` a multiple of 8."""
+    if state_dtype(*seq, par.A) == jnp.float64:
+        raise ValueError("the GPU kernel has float32 states; use backend='chunked' for float64")
+    n, chunk = par.A.shape[-1], chunk or 16
+    if n not in (8, 16, 32) or chunk % 8:
+        raise ValueError(f"the GPU kernel takes 8, 16 or 32 states and chunks of a multiple of 8, not {n} and {chunk}")
+    seq, par = project_delta(seq, par)
+    _, length, k, d = seq.delta.shape
+    seq, par = pad_time(*pad_channels(seq, par, -d % LANES), chunk)
+    u = jnp.tile(seq.u, (1, 1, k // seq.u.shape[2], 1))
+    BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32).swapaxes(1, 2)  # [b, k, l, 2n]
+    A = jnp.moveaxis(par.A, -1, 0).reshape(n, -1).astype(jnp.float32)  # [n, c]
+    pair = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
+    tiles = Tiles(chunk, flags, interpret)
+    y = _scan(u.reshape(*u.shape[:2], -1), seq.delta.reshape(*u.shape[:2], -1), BC, A, pair, tiles)
+    return y.reshape(*u.shape)[:, :length, :, :d]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _scan(u: Array, delta: Array, BC: Array, A: Array, pair: Array, tiles: Tiles) -> Array:
+    return _forward(u, delta, BC, A, pair, tiles, keep=False)[0]
+
+
+def _forward(u, delta, BC, A, pair, tiles: Tiles, keep: bool):
+    (b, length, c), n = u.shape, A.shape[0]
+    boundaries = jax.ShapeDtypeStruct((length // tiles.chunk, b, n, c), jnp.float32)
+    tile, narrow = _tile(tiles), plgpu.SMEM((tiles.chunk, 2 * n), jnp.float32)
+    return _call(
+        functools.partial(_forward_kernel, tiles, BC.shape[1], n, keep),
+        (jax.ShapeDtypeStruct(u.shape, u.dtype), *([boundaries] if keep else [])),
+        (b, c // LANES),
+        [tile(u), tile(delta), narrow, tile(u), plgpu.Barrier(num_arrivals=3)],
+        tiles,
+    )(u, delta, BC, A, pair)
+
+
+def _keep(u, delta, BC, A, pair, tiles):
+    y, boundaries = _forward(u, delta, BC, A, pair, tiles, keep=True)
+    return y, (u, delta, BC, A, pair, boundaries)
+
+
+def _backward(tiles: Tiles, saved, dy):
+    u, delta, BC, A, pair, boundaries = saved
+    (b, length, c), (k, n), f32 = u.shape, (BC.shape[1], A.shape[0]), jnp.float32
+    blocks = c // LANES
+    tile = _tile(tiles)
+    du, ddelta, dBC, dA, dpair = _call(
+        functools.partial(_backward_kernel, tiles, k, n),
+        (
+            jax.ShapeDtypeStruct(u.shape, u.dtype),
+            jax.ShapeDtypeStruct(delta.shape, delta.dtype),
+            jax.ShapeDtypeStruct((b, blocks, 2, length * n), f32),
+            jax.ShapeDtypeStruct((b, n, c), f32),
+            jax.ShapeDtypeStruct((b, 2, c), f32),
+        ),
+        (b, blocks),
+        [
+            *(tile(x) for x in (u, delta, dy)),
+            plgpu.SMEM((tiles.chunk, 2 * n), f32),
+            *(tile(x) for x in (u, delta)),
+            plgpu.SMEM((tiles.chunk, n, LANES), f32),  # h before each step
+            plgpu.SMEM((SLAB, LANES), f32),
+            plgpu.Barrier(num_arrivals=4),
+        ],
+        tiles,
+    )(u, delta, BC, A, pair, dy, boundaries)
+    dBC = dBC.reshape(b, k, blocks // k, 2, length, n).sum(2)  # [b, k, 2, l, n]
+    return du, ddelta, jnp.concatenate([dBC[:, :, 0], dBC[:, :, 1]], -1), dA.sum(0), dpair.sum(0)
+
+
+_scan.defvjp(_keep, _backward)
+
+
+def _tile(tiles: Tiles):
+    return lambda x: plgpu.SMEM((tiles.chunk, LANES), x.dtype)
+
+
+def _call(kernel, out_type, grid, scratch, tiles: Tiles):
+    return plgpu.kernel(
+        kernel,
+        out_type=out_type,
+        grid=grid,
+        grid_names=("row", "block"),
+        scratch_types=scratch,
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        interpret=plgpu.InterpretGPUParams() if tiles.interpret else False,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- kernels
+
+
+def _where(tiles: Tiles, k: int, channels: int):
+    """This warpgroup's row, channels and group, and whether the group's time runs backwards."""
+    row, block = lax.axis_index("row"), lax.axis_index("block")
+    group = block // (channels // LANES // k)
+    backwards = functools.reduce(jnp.logical_or, [group == i for i, f in enumerate(tiles.flags) if f], group < 0)
+    return row, block, pl.ds(block * LANES, LANES), group, backwards
+
+
+def _load(ref, *index) -> Array:
+    return plgpu.load(ref.at[index], layout=CHANNEL).astype(jnp.float32)
+
+
+def _zeros() -> Array:
+    return plgpu.layout_cast(jnp.zeros((LANES,), jnp.float32), CHANNEL)
+
+
+def _exp(x):
+    return jnp.exp2(x * LOG2E)
+
+
+def _softplus(x):
+    e = _exp(-jnp.abs(x))
+    w = 1 + e
+    log1p = jnp.where(w == 1, e, jnp.log(w) * e / jnp.where(w == 1, 1.0, w - 1))  # without the rounding of 1 + e
+    return jnp.maximum(x, 0.0) + log1p
+
+
+def _forward_kernel(tiles: Tiles, k, n, keep, u_in, delta_in, BC_in, A_in, pair_in, y_out, *rest):
+    h_out, (u_ref, delta_ref, BC_ref, y_ref, arrived) = (rest[0] if keep else None), rest[-5:]
+    row, _, lanes, group, backwards = _where(tiles, k, u_in.shape[-1])
+    chunk, count = tiles.chunk, u_in.shape[1] // tiles.chunk
+    A = [_load(A_in, m, lanes) * LOG2E for m in range(n)]
+    skip, bias = _load(pair_in, 0, lanes), _load(pair_in, 1, lanes)
+
+    def one_chunk(i, h):
+        i = jnp.where(backwards, count - 1 - i, i)
+        steps = pl.ds(i * chunk, chunk)
+        plgpu.copy_gmem_to_smem(u_in.at[row, steps, lanes], u_ref, arrived)
+        plgpu.copy_gmem_to_smem(delta_in.at[row, steps, lanes], delta_ref, arrived)
+        plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref, arrived)
+        if h_out is not None:
+            for m in range(n):
+                h_out[i, row, m, lanes] = h[m]
+        plgpu.barrier_wait(arrived)
+        plgpu.wait_smem_to_gmem(0)  # y of the chunk before has left
+
+        def step(s, h):
+            t = jnp.where(backwards, chunk - 1 - s, s)
+            u, delta = _load(u_ref, t), _softplus(_load(delta_ref, t) + bias)
+            x, y, new = delta * u, skip * u, []
+            for m in range(n):
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * BC_ref[t, m]
+                y += hm * BC_ref[t, n + m]
+                new.append(hm)
+            y_ref[t] = y.astype(y_ref.dtype)
+            return tuple(new)
+
+        h = lax.fori_loop(0, chunk, step, h)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(y_ref, y_out.at[row, steps, lanes])
+        return h
+
+    lax.fori_loop(0, count, one_chunk, (_zeros(),) * n)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _backward_kernel(
+    tiles: Tiles, k, n, u_in, delta_in, BC_in, A_in, pair_in, dy_in, h_in,
+    du_out, ddelta_out, dBC_out, dA_out, dpair_out,
+    u_ref, delta_ref, dy_ref, BC_ref, du_ref, ddelta_ref, h_ref, slab_ref, arrived,
+):  # fmt: skip
+    row, block, lanes, group, backwards = _where(tiles, k, u_in.shape[-1])
+    chunk, count = tiles.chunk, u_in.shape[1] // tiles.chunk
+    A = [_load(A_in, m, lanes) * LOG2E for m in range(n)]
+    skip, bias = _load(pair_in, 0, lanes), _load(pair_in, 1, lanes)
+    some = SLAB // n  # steps whose products are summed over channels together
+
+    def sum_channels(which, first):
+        """Rows of the slab -> steps first .. first + some of dB (which = 0) or dC (1)."""
+        plgpu.commit_smem()
+        rows = plgpu.load(slab_ref, layout=plgpu.Layout.WGMMA, optimized=False)
+        dBC_out[row, block, which, pl.ds(first * n, SLAB)] = rows.sum(1)
+        plgpu.commit_smem()  # before the slab is filled again
+
+    def one_chunk(i, carry):
+        g, dA, dskip, dbias = carry
+        i = jnp.where(backwards, i, count - 1 - i)
+        steps = pl.ds(i * chunk, chunk)
+        for whole, part in ((u_in, u_ref), (delta_in, delta_ref), (dy_in, dy_ref)):
+            plgpu.copy_gmem_to_smem(whole.at[row, steps, lanes], part, arrived)
+        plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref, arrived)
+        plgpu.barrier_wait(arrived)
+        plgpu.wait_smem_to_gmem(0)
+
+        def again(q, h):
+            q = jnp.where(backwards, chunk // some - 1 - q, q)
+            for s in range(some):
+                inside = jnp.where(backwards, some - 1 - s, s)
+                t = q * some + inside
+                dy, delta = _load(dy_ref, t), _softplus(_load(delta_ref, t) + bias)
+                x, new = delta * _load(u_ref, t), []
+                for m in range(n):
+                    h_ref[t, m] = h[m]
+                    hm = jnp.exp2(delta * A[m]) * h[m] + x * BC_ref[t, m]
+                    slab_ref[inside * n + m] = dy * hm
+                    new.append(hm)
+                h = tuple(new)
+            sum_channels(1, i * chunk + q * some)
+            return h
+
+        lax.fori_loop(0, chunk // some, again, tuple(_load(h_in, i, row, m, lanes) for m in range(n)))
+
+        def back(q, carry):
+            g, dA, dskip, dbias = carry
+            q = jnp.where(backwards, q, chunk // some - 1 - q)
+            for s in range(some):
+                inside = jnp.where(backwards, s, some - 1 - s)
+                t = q * some + inside
+                raw = _load(delta_ref, t) + bias
+                u, dy, delta = _load(u_ref, t), _load(dy_ref, t), _softplus(raw)
+                x, gB, qA, new, sums = delta * u, _zeros(), _zeros(), [], []
+                for m in range(n):
+                    gm = g[m] + dy * BC_ref[t, n + m]
+                    slab_ref[inside * n + m] = gm * x
+                    gB += gm * BC_ref[t, m]
+                    gm *= jnp.exp2(delta * A[m])
+                    product = gm * _load(h_ref, t, m)
+                    qA += product * A[m]
+                    sums.append(dA[m] + product * delta)
+                    new.append(gm)
+                g, dA = tuple(new), tuple(sums)
+                draw = (u * gB + qA * (1 / LOG2E)) / (1 + _exp(-raw))
+                du_ref[t] = (skip * dy + delta * gB).astype(du_ref.dtype)
+                ddelta_ref[t] = draw.astype(ddelta_ref.dtype)
+                dskip, dbias = dskip + dy * u, dbias + draw
+            sum_channels(0, i * chunk + q * some)
+            return g, dA, dskip, dbias
+
+        carry = lax.fori_loop(0, chunk // some, back, (g, dA, dskip, dbias))
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(du_ref, du_out.at[row, steps, lanes])
+        plgpu.copy_smem_to_gmem(ddelta_ref, ddelta_out.at[row, steps, lanes])
+        return carry
+
+    nothing = (_zeros(),) * n
+    _, dA, dskip, dbias = lax.fori_loop(0, count, one_chunk, (nothing, nothing, _zeros(), _zeros()))
+    for m in range(n):
+        dA_out[row, m, lanes] = dA[m]
+    dpair_out[row, 0, lanes], dpair_out[row, 1, lanes] = dskip, dbias
+    plgpu.wait_smem_to_gmem(0)

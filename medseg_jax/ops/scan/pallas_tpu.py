@@ -1,0 +1,386 @@
+"""The selective scan as two Mosaic TPU kernels, forward and backward.
+
+Layout. Arrays stay as they come, [b, l, c]: time on sublanes, channels on lanes, nothing padded in memory. A kernel
+works on tiles of up to 8 batch rows. It turns 8 steps of 8 rows at a time, so that one vector register holds one step
+(rows on sublanes, 128 channels on lanes), and adds bias and softplus on the way. The n states of these channels are n
+registers, and y = sum_n C_n h_n is a sum of registers. Channels are looped over inside a grid cell, so that B and C,
+which every channel of a group needs as whole registers of equal lanes, are spread over the lanes once per cell.
+
+Grid: (row tiles, blocks of channels, blocks of time); the state (backward: its adjoint) is carried over time in VMEM. A
+block of channels is one group, or two groups of 64-lane remainder (d = 192: 3 registers of channels instead of 4; the
+middle one takes B and C of both groups). The time direction is a flag per block that the index maps read.
+
+Sums over channels (dB, dC) and over time (dA, dD, dbias) are taken inside a grid cell in a fixed order; sums over rows
+outside the kernel. There are no atomics: the same inputs give the same bits.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
+
+LANES = 128
+LOG2E = math.log2(math.e)
+VMEM = 60 * 2**20
+"""What a kernel may use; a v5p core has 64 MiB, v5e and v6e have 128."""
+
+
+class Tiles(NamedTuple):
+    """How one call is cut: batch rows, steps and groups of one grid cell, and whether Pallas interprets the kernel."""
+
+    rows: int
+    chunk: int
+    groups: int
+    flags: tuple[bool, ...]  # time runs backwards, one a block of groups
+    interpret: bool = False
+
+
+def pallas_tpu(
+    seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
+) -> Array:
+    """All groups in one call -> y [b, l, k, d] in u's dtype. `chunk`: 32, 24 or 16 if one divides l."""
+    if state_dtype(*seq, par.A) == jnp.float64:
+        raise ValueError("the TPU kernel has float32 states; use backend='chunked' for float64")
+    seq, par = project_delta(seq, par)
+    b, length, k, d = seq.delta.shape
+    chunk = chunk or next((c for c in (32, 24, 16) if length % c == 0), min(32, 8 * -(-length // 8)))
+    if chunk % 8:
+        raise ValueError(f"chunk must be a multiple of 8 on a TPU, not {chunk}")
+    paired = d % LANES == LANES // 2 and k % 2 == 0 and flags[::2] == flags[1::2] and seq.u.shape[2] % 2 == 0
+    if d % LANES and not paired:
+        seq, par = pad_channels(seq, par, -d % LANES)
+    groups = 2 if paired else 1
+    rows = max(r for r in range(1, 9) if b % r == 0)
+    seq, par = pad_time(seq, par, chunk)
+    tiles = Tiles(rows, chunk, groups, flags[::groups], interpret)
+
+    def flat(x):
+        return x.reshape(*x.shape[:2], -1)
+
+    BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32)  # [b, l, k, 2n]
+    BC = BC.reshape(*BC.shape[:2], k // groups, -1).transpose(2, 0, 1, 3)  # [k / groups, b, l, groups * 2n]
+    A = jnp.moveaxis(par.A, -1, 0).reshape(par.A.shape[-1], -1).astype(jnp.float32)  # [n, c]
+    skip_and_bias = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
+    y = _scan(flat(seq.u), flat(seq.delta), BC, A, skip_and_bias, tiles)
+    return y.reshape(b, -1, k, y.shape[-1] // k)[:, :length, :, :d]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _scan(u: Array, delta: Array, BC: Array, A: Array, skip_and_bias: Array, tiles: Tiles) -> Array:
+    return _forward(u, delta, BC, A, skip_and_bias, tiles, keep=False)[0]
+
+
+def _forward(u, delta, BC, A, skip_and_bias, tiles: Tiles, keep: bool):
+    at = _Specs(u, delta, BC, A, tiles, backward=False)
+    out_shape, out_specs = [jax.ShapeDtypeStruct(delta.shape, u.dtype)], [at.wide]
+    if keep:
+        out_shape, out_specs = [*out_shape, at.boundary_shape], [*out_specs, at.boundary]
+    return at.call(
+        functools.partial(_forward_kernel, at, keep),
+        "selective_scan_forward",
+        in_specs=[at.source, at.wide, at.narrow, at.states, at.pair],
+        out_specs=out_specs,
+        out_shape=out_shape,
+        scratch=[at.state_scratch, at.spread_scratch, at.step_scratch(3), at.step_scratch(1)],
+    )(u, delta, BC, A, skip_and_bias)
+
+
+def _keep(u, delta, BC, A, skip_and_bias, tiles):
+    y, boundaries = _forward(u, delta, BC, A, skip_and_bias, tiles, keep=True)
+    return y, (u, delta, BC, A, skip_and_bias, boundaries)
+
+
+def _backward(tiles: Tiles, saved, dy):
+    u, delta, BC, A, skip_and_bias, boundaries = saved
+    at = _Specs(u, delta, BC, A, tiles, backward=True)
+    f32, rows = jnp.float32, u.shape[0]
+    du, ddelta, dBC, dA, dpair = at.call(
+        functools.partial(_backward_kernel, at),
+        "selective_scan_backward",
+        in_specs=[at.source, at.wide, at.narrow, at.states, at.pair, at.wide, at.boundary],
+        out_specs=[at.wide, at.wide, at.narrow, at.state_sums, at.pair_sums],
+        out_shape=[
+            jax.ShapeDtypeStruct(delta.shape, u.dtype if u.shape == delta.shape else f32),
+            jax.ShapeDtypeStruct(delta.shape, delta.dtype),
+            jax.ShapeDtypeStruct(BC.shape, f32),
+            jax.ShapeDtypeStruct((rows // tiles.rows, *A.shape[:1], tiles.rows, A.shape[1]), f32),
+            jax.ShapeDtypeStruct((rows // tiles.rows, 2, tiles.rows, A.shape[1]), f32),
+        ],
+        scratch=[
+            at.state_scratch,
+            at.spread_scratch,
+            pltpu.VMEM((tiles.chunk, at.n, tiles.rows, LANES), f32),  # h before each step
+            at.spread_scratch,  # dB and dC before the sum over lanes
+            at.step_scratch(3),
+            at.step_scratch(2),
+        ],
+    )(u, delta, BC, A, skip_and_bias, dy, boundaries)
+    if u.shape != delta.shape:  # groups that share a sequence
+        du = du.reshape(*du.shape[:2], -1, u.shape[-1]).sum(2).astype(u.dtype)
+    return du, ddelta, dBC, dA.sum((0, 2)), dpair.sum((0, 2))
+
+
+_scan.defvjp(_keep, _backward)
+
+# ------------------------------------------------------------------------------------------- blocks, and where they lie
+
+
+class _Specs:
+    """Block shapes and index maps of both kernels. Grid indices: r row tile, j block of channels, t block of time."""
+
+    def __init__(self, u: Array, delta: Array, BC: Array, A: Array, tiles: Tiles, backward: bool):
+        self.tiles, self.n = tiles, A.shape[0]
+        self.unroll = 1 if tiles.interpret else 4  # 4: hides the latency of the recurrence
+        rows, chunk, groups = tiles.rows, tiles.chunk, tiles.groups
+        count = len(tiles.flags)
+        self.width = width = delta.shape[-1] // count
+        self.grid = (delta.shape[0] // rows, count, delta.shape[1] // chunk)
+        sources, last = u.shape[-1] // width, self.grid[2] - 1
+
+        def when(j, t, flags):
+            return jnp.where(flags[j] == int(backward), t, last - t)
+
+        n = self.n
+        self.source = pl.BlockSpec((rows, chunk, width), lambda r, j, t, f: (r, when(j, t, f), j % sources))
+        self.wide = pl.BlockSpec((rows, chunk, width), lambda r, j, t, f: (r, when(j, t, f), j))
+        self.narrow = pl.BlockSpec((None, rows, chunk, groups * 2 * n), lambda r, j, t, f: (j, r, when(j, t, f), 0))
+        self.states = pl.BlockSpec((n, width), lambda r, j, t, f: (0, j))
+        self.pair = pl.BlockSpec((2, width), lambda r, j, t, f: (0, j))
+        self.state_sums = pl.BlockSpec((None, n, rows, width), lambda r, j, t, f: (r, 0, 0, j))
+        self.pair_sums = pl.BlockSpec((None, 2, rows, width), lambda r, j, t, f: (r, 0, 0, j))
+        self.boundary = pl.BlockSpec((None, None, n, rows, width), lambda r, j, t, f: (when(j, t, f), r, 0, 0, j))
+        self.boundary_shape = jax.ShapeDtypeStruct((self.grid[2], self.grid[0], n, rows, delta.shape[-1]), jnp.float32)
+        self.state_scratch = pltpu.VMEM((n, rows, width), jnp.float32)
+        self.spread_scratch = pltpu.VMEM((groups, chunk, 2 * n, rows, LANES), jnp.float32)
+
+    def step_scratch(self, count: int):
+        """Room for some arrays of one lane block, [count, chunk, rows, 128]: a register a step."""
+        return pltpu.VMEM((count, self.tiles.chunk, self.tiles.rows, LANES), jnp.float32)
+
+    def call(self, kernel, name, *, in_specs, out_specs, out_shape, scratch):
+        spec = pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1, grid=self.grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
+        )
+        params = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM)
+        call = pl.pallas_call(
+            kernel,
+            grid_spec=spec,
+            out_shape=out_shape,
+            compiler_params=params,
+            interpret=self.tiles.interpret,
+            name=name,
+        )
+        return functools.partial(call, jnp.array(self.tiles.flags, jnp.int32))
+
+    def lane_blocks(self, body) -> None:
+        """body(lanes, groups, cut) for each 128 channels: `groups` are two where lane `cut` starts another one."""
+        d = self.width // self.tiles.groups
+        if self.tiles.groups == 1:
+
+            def one(j, _):
+                body(pl.ds(pl.multiple_of(j * LANES, LANES), LANES), (0,), LANES)
+
+            lax.fori_loop(0, self.width // LANES, one, None)
+            return
+        for j in range(self.width // LANES):
+            first, last = j * LANES // d, (j * LANES + LANES - 1) // d
+            body(pl.ds(j * LANES, LANES), tuple(dict.fromkeys((first, last))), d - j * LANES)
+
+
+def _eights(at: _Specs, body) -> None:
+    """body(steps) for 8 steps at a time."""
+
+    def one(i, _):
+        body(pl.ds(pl.multiple_of(i * 8, 8), 8))
+
+    lax.fori_loop(0, at.tiles.chunk // 8, one, None)
+
+
+def _by_step(ref, *index) -> Array:
+    """8 steps of a block [rows, 8, lanes] -> [8, rows, lanes] in float32."""
+    return jnp.swapaxes(ref[index].astype(jnp.float32), 0, 1)
+
+
+def _by_row(x: Array, dtype) -> Array:
+    return jnp.swapaxes(x, 0, 1).astype(dtype)
+
+
+def _spread(at: _Specs, BC_ref, spread_ref) -> None:
+    """B and C of all steps as registers of equal lanes."""
+
+    def body(steps):
+        tile = _by_step(BC_ref, slice(None), steps)  # [8, rows, groups * 2n]
+        for column in range(at.tiles.groups * 2 * at.n):
+            group, m = divmod(column, 2 * at.n)
+            for i in range(8):
+                wide = jnp.broadcast_to(tile[i, :, column : column + 1], (at.tiles.rows, LANES))
+                spread_ref[group, steps.start + i, m] = wide
+
+    _eights(at, body)
+
+
+def _of_lanes(spread_ref, groups, cut, t, m):
+    value = spread_ref[groups[0], t, m]
+    if len(groups) == 1:
+        return value
+    lane = lax.broadcasted_iota(jnp.int32, value.shape, 1)
+    return jnp.where(lane < cut, value, spread_ref[groups[1], t, m])
+
+
+def _softplus(x):
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _per_channel(at: _Specs, A_ref, pair_ref, lanes):
+    """A log2(e) of each state, D and the bias, one register each."""
+    shape = at.tiles.rows, LANES
+    A = [jnp.broadcast_to(A_ref[m : m + 1, lanes], shape) * LOG2E for m in range(at.n)]
+    return A, *(jnp.broadcast_to(pair_ref[i : i + 1, lanes], shape) for i in (0, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------- kernels
+
+
+def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pair_ref, y_ref, *rest):
+    boundary_ref, (h_ref, spread_ref, step_ref, out_ref) = (rest[0] if keep else None), rest[-4:]
+    n, chunk = at.n, at.tiles.chunk
+    backwards = flags[pl.program_id(1)]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        h_ref[...] = jnp.zeros_like(h_ref)
+
+    if boundary_ref is not None:
+        boundary_ref[...] = h_ref[...]
+    _spread(at, BC_ref, spread_ref)
+
+    def block(lanes, groups, cut):
+        A, skip, bias = _per_channel(at, A_ref, pair_ref, lanes)
+
+        def load(steps):
+            u = _by_step(u_ref, slice(None), steps, lanes)
+            delta = _softplus(_by_step(delta_ref, slice(None), steps, lanes) + bias)
+            step_ref[0, steps], step_ref[1, steps], step_ref[2, steps] = delta, delta * u, skip * u
+
+        def step(i, h):
+            t = jnp.where(backwards == 1, chunk - 1 - i, i)
+            delta, x, y = (step_ref[part, t] for part in range(3))
+            new = []
+            for m in range(n):
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
+                y += hm * _of_lanes(spread_ref, groups, cut, t, n + m)
+                new.append(hm)
+            out_ref[0, t] = y
+            return tuple(new)
+
+        def store(steps):
+            y_ref[:, steps, lanes] = _by_row(out_ref[0, steps], y_ref.dtype)
+
+        _eights(at, load)
+        h = lax.fori_loop(0, chunk, step, tuple(h_ref[m, :, lanes] for m in range(n)), unroll=at.unroll)
+        for m in range(n):
+            h_ref[m, :, lanes] = h[m]
+        _eights(at, store)
+
+    at.lane_blocks(block)
+
+
+def _backward_kernel(
+    at: _Specs, flags, u_ref, delta_ref, BC_ref, A_ref, pair_ref, dy_ref, boundary_ref,
+    du_ref, ddelta_ref, dBC_ref, dA_ref, dpair_ref, g_ref, spread_ref, h_ref, sum_ref, step_ref, out_ref,
+):  # fmt: skip
+    n, chunk, rows = at.n, at.tiles.chunk, at.tiles.rows
+    backwards = flags[pl.program_id(1)]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        for ref in (g_ref, dA_ref, dpair_ref):
+            ref[...] = jnp.zeros_like(ref)
+
+    sum_ref[...] = jnp.zeros_like(sum_ref)
+    _spread(at, BC_ref, spread_ref)
+
+    def block(lanes, groups, cut):
+        A, skip, bias = _per_channel(at, A_ref, pair_ref, lanes)
+        lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+
+        def load(steps):
+            delta = _softplus(_by_step(delta_ref, slice(None), steps, lanes) + bias)
+            u, dy = (_by_step(ref, slice(None), steps, lanes) for ref in (u_ref, dy_ref))
+            step_ref[0, steps], step_ref[1, steps], step_ref[2, steps] = delta, u, dy
+
+        def add(t, m, value):
+            """Into dB or dC of the lane's group."""
+            if len(groups) == 1:
+                sum_ref[groups[0], t, m] += value
+            else:
+                sum_ref[groups[0], t, m] += jnp.where(lane < cut, value, 0)
+                sum_ref[groups[1], t, m] += jnp.where(lane < cut, 0, value)
+
+        def again(i, h):
+            t = jnp.where(backwards == 1, chunk - 1 - i, i)
+            delta, u, dy = (step_ref[part, t] for part in range(3))
+            x, new = delta * u, []
+            for m in range(n):
+                h_ref[i, m] = h[m]
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
+                add(t, n + m, dy * hm)
+                new.append(hm)
+            return tuple(new)
+
+        def back(i, carry):
+            g, dA = carry
+            i = chunk - 1 - i
+            t = jnp.where(backwards == 1, chunk - 1 - i, i)
+            delta, u, dy = (step_ref[part, t] for part in range(3))
+            x, gB, qA, new, sums = delta * u, jnp.zeros_like(u), jnp.zeros_like(u), [], []
+            for m in range(n):
+                gm = g[m] + dy * _of_lanes(spread_ref, groups, cut, t, n + m)
+                add(t, m, gm * x)
+                gB += gm * _of_lanes(spread_ref, groups, cut, t, m)
+                gm *= jnp.exp2(delta * A[m])
+                q = gm * h_ref[i, m]
+                qA += q * A[m]
+                sums.append(dA[m] + q * delta)
+                new.append(gm)
+            out_ref[0, t] = delta * gB  # du without the skip
+            out_ref[1, t] = u * gB + qA * (1 / LOG2E)  # gradient of the step size
+            return tuple(new), tuple(sums)
+
+        def store(steps):
+            slope = jax.nn.sigmoid(_by_step(delta_ref, slice(None), steps, lanes) + bias)
+            draw, dy = out_ref[1, steps] * slope, step_ref[2, steps]
+            dpair_ref[0, :, lanes] += (dy * step_ref[1, steps]).sum(0)
+            dpair_ref[1, :, lanes] += draw.sum(0)
+            ddelta_ref[:, steps, lanes] = _by_row(draw, ddelta_ref.dtype)
+            du_ref[:, steps, lanes] = _by_row(out_ref[0, steps] + skip * dy, du_ref.dtype)
+
+        _eights(at, load)
+        lax.fori_loop(0, chunk, again, tuple(boundary_ref[m, :, lanes] for m in range(n)), unroll=at.unroll)
+        start = (tuple(ref[m, :, lanes] for m in range(n)) for ref in (g_ref, dA_ref))
+        g, dA = lax.fori_loop(0, chunk, back, tuple(start), unroll=at.unroll)
+        for m in range(n):
+            g_ref[m, :, lanes], dA_ref[m, :, lanes] = g[m], dA[m]
+        _eights(at, store)
+
+    at.lane_blocks(block)
+    columns = at.tiles.groups * 2 * n
+    column = lax.broadcasted_iota(jnp.int32, (rows, columns), 1)
+
+    def sum_lanes(steps):
+        totals = [jnp.zeros((rows, columns), jnp.float32)] * 8
+        for i in range(columns):
+            group, m = divmod(i, 2 * n)
+            for s in range(8):
+                lanes = sum_ref[group, steps.start + s, m].sum(1, keepdims=True)
+                totals[s] = jnp.where(column == i, lanes, totals[s])
+        dBC_ref[:, steps] = _by_row(jnp.stack(totals), jnp.float32)
+
+    _eights(at, sum_lanes)

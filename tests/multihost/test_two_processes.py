@@ -1,0 +1,143 @@
+"""Promises 1 and 2 with two processes that talk by gloo on this machine: the pod's logic, without a pod."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from runs import STEPS, finish, last, losses, start, wait_for_step, write_config
+
+from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
+from medseg_jax.runtime.distributed import PATIENCE, join
+from medseg_jax.types import UserError
+
+FSDP = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
+
+
+@pytest.fixture(scope="module")
+def config(phantoms, tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("two") / "config.py", phantoms.root)
+
+
+def two(config, out, *args):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2"}
+    return [start(config, out, *args, PROCESS_ID=str(i), **names) for i in range(2)]
+
+
+def end(processes):
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
+    """SIGTERM to one stops both with a save; started again they end where one process ends. One of them writes."""
+    out = tmp_path / "two"
+    processes = two(config, out)
+    try:
+        wait_for_step(processes[0], out, 8)
+        processes[1].send_signal(signal.SIGTERM)
+        for process in processes:
+            assert "stopped by SIGTERM" in finish(process, 128 + signal.SIGTERM)
+        stopped = Checkpoints(last(out), read_only=True).steps()[-1]
+        assert 8 <= stopped < STEPS
+        processes = two(config, out)
+        said = [finish(process) for process in processes]
+    finally:
+        end(processes)
+    assert f"resuming from step {stopped}" in said[0]
+    assert "resuming" not in said[1]  # only process 0 speaks and writes
+    finish(start(config, tmp_path / "one"))
+    np.testing.assert_allclose(losses(out, 4, 8), losses(tmp_path / "one", 4, 8), rtol=1e-5)
+    np.testing.assert_allclose(losses(out, 16, 20, 24), losses(tmp_path / "one", 16, 20, 24), rtol=1e-4)
+    assert not verify_manifest(last(out) / str(STEPS))
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    keys = [(e["kind"], e["step"]) for e in entries]
+    assert len(keys) == len(set(keys))  # every line once: process 1 wrote none
+    assert json.loads((out / "run.json").read_text())["devices"]["processes"] == 2
+
+
+def test_when_process_0_dies_the_other_ends_with_a_message(config, tmp_path):
+    processes = two(config, tmp_path / "run", "--checkpoint_every", "1", "--stages.0.steps", "5000")
+    try:
+        wait_for_step(processes[0], tmp_path / "run", 1)
+        os.killpg(processes[0].pid, signal.SIGKILL)
+        said = finish(processes[1], None, 4 * PATIENCE)
+    finally:
+        end(processes)
+    assert processes[1].returncode not in (0, None)
+    assert "another task died" in said or "lost" in said
+
+
+@pytest.mark.slow
+def test_when_process_1_dies_process_0_ends_with_a_message(config, tmp_path):
+    processes = two(config, tmp_path / "run", "--checkpoint_every", "1", "--stages.0.steps", "5000")
+    try:
+        wait_for_step(processes[0], tmp_path / "run", 1)
+        os.killpg(processes[1].pid, signal.SIGKILL)
+        since = time.monotonic()
+        said = finish(processes[0], None, 4 * PATIENCE)
+        print(f"ended {time.monotonic() - since:.0f} s after the other")
+    finally:
+        end(processes)
+    assert processes[0].returncode not in (0, None)
+    assert "lost" in said or "another task died" in said
+    assert Checkpoints(last(tmp_path / "run"), read_only=True).steps()
+
+
+@pytest.mark.slow
+def test_split_parameters_over_two_processes_give_the_same_losses(phantoms, tmp_path):
+    config = write_config(tmp_path / "config.py", phantoms.root, more=FSDP)
+    processes = two(config, tmp_path / "two")
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        end(processes)
+    whole = write_config(tmp_path / "whole.py", phantoms.root)
+    finish(start(whole, tmp_path / "one"))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_both(config, tmp_path):
+    """Process 0 finds the folder locked; process 1 must not wait for it for ever."""
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        processes = two(config, tmp_path / "run")
+        try:
+            assert "Another run is working" in finish(processes[0], 1)
+            finish(processes[1], None, 4 * PATIENCE)
+        finally:
+            end(processes)
+    assert processes[1].returncode not in (0, None)
+
+
+def test_one_process_joins_nobody():
+    assert not join({})
+    assert not join({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"})  # the shell of a batch script
+    assert not join({"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"COORDINATOR_ADDRESS": "host:1"},
+        {"COORDINATOR_ADDRESS": "host:1", "NUM_PROCESSES": "2", "PROCESS_ID": "first"},
+        {"NUM_PROCESSES": "2", "PROCESS_ID": "0"},
+    ],
+)
+def test_variables_that_are_not_understood_are_named(given):
+    with pytest.raises(UserError, match="not understood") as error:
+        join(given)
+    assert next(iter(given)) in str(error.value)

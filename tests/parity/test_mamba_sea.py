@@ -1,0 +1,98 @@
+"""The selective scan against mamba-ssm's reference (golden/mamba_sea/selective_scan.npz): y and all seven gradients."""
+
+import importlib.util
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medseg_jax.ops.scan import selective_scan
+from medseg_jax.ops.scan.mosaic_gpu import mosaic_gpu
+from medseg_jax.ops.scan.pallas_tpu import pallas_tpu
+from medseg_jax.ops.scan.selective import _checked
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+
+
+@pytest.fixture(scope="module")
+def reference(golden):
+    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    with np.load(golden / "mamba_sea" / "selective_scan.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    inputs = {
+        name: recipe.array(i["tag"], tuple(i["shape"]), meta["salt"], i.get("low"), i.get("high", 1.0))
+        * (-1 if i.get("then") == "A = -value" else 1)
+        for name, i in meta["recipe_inputs"].items()
+    }
+    return arrays, meta, inputs
+
+
+def ours(name: str, x: np.ndarray) -> np.ndarray:
+    """mamba-ssm keeps time last: [b, c, l] -> [b, l, c], [b, k, n, l] -> [b, l, k, n]."""
+    axes = {"u": (0, 2, 1), "delta": (0, 2, 1), "y": (0, 2, 1), "w": (0, 2, 1), "B": (0, 3, 1, 2), "C": (0, 3, 1, 2)}
+    return x.transpose(axes[name]) if name in axes else x
+
+
+def interpreted(kernel, *arrays):
+    seq, par, flags = _checked(*arrays, None, False)
+    return kernel(seq, par, flags, interpret=True).reshape(arrays[0].shape)
+
+
+def first_groups(name: str, x: np.ndarray, groups: int | None, k: int) -> np.ndarray:
+    """Groups do not meet: what belongs to the first ones is what a scan of them alone gives."""
+    if groups is None:
+        return x
+    if name in ("B", "C"):
+        return x[:, :, :groups]
+    return x[..., : x.shape[-1] // k * groups] if x.ndim != 2 else x[: len(x) // k * groups]
+
+
+def check(reference, case, backend, dtype, groups=None):
+    arrays, meta, inputs = reference
+    k = inputs[f"{case}/B"].shape[1]
+
+    def ready(name, x):
+        return first_groups(name, ours(name, x), groups, k)
+
+    given = {name: jnp.asarray(ready(name, inputs[f"{case}/{name}"]), dtype) for name in (*NAMES, "w")}
+    w = given.pop("w")
+    scan = partial(selective_scan, backend=backend) if isinstance(backend, str) else partial(interpreted, backend)
+    y, undo = jax.vjp(jax.jit(scan), *given.values())
+    found = {"y": y} | dict(zip((f"d_{name}" for name in NAMES), undo(w), strict=True))
+    for key, value in found.items():
+        expected = ready(name := key.removeprefix("d_"), arrays[f"{case}/{key}"])
+        assert value.shape == expected.shape, name
+        tolerance = meta["outputs"][f"{case}/{key}"]["tolerance"]["atol"]
+        if dtype == jnp.float64:
+            tolerance = 1e-12 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance, err_msg=f"{case}/{key}")
+
+
+@pytest.mark.parametrize("case", ["main", "edge"])
+@pytest.mark.parametrize("backend", ["reference", "associative", "chunked"])
+def test_selective_scan(reference, case, backend):
+    check(reference, case, backend, jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [pallas_tpu, mosaic_gpu])
+def test_interpreted_kernels_on_all_groups(reference, kernel):
+    check(reference, "main", kernel, jnp.float32)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(pallas_tpu, marks=pytest.mark.slow), mosaic_gpu])
+def test_interpreted_kernels(reference, kernel):
+    check(reference, "main", kernel, jnp.float32, groups=1)
+
+
+@pytest.mark.parametrize("case", ["main", "edge"])
+def test_selective_scan_in_double_precision(reference, case, x64):
+    check(reference, case, "chunked", jnp.float64)

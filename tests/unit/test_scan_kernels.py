@@ -1,0 +1,128 @@
+"""The TPU and GPU kernels: interpreted on a CPU against the reference, and compiled where wheels are."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medseg_jax.ops.scan import selective_scan
+from medseg_jax.ops.scan.mosaic_gpu import mosaic_gpu
+from medseg_jax.ops.scan.pallas_tpu import pallas_tpu
+from medseg_jax.ops.scan.selective import _checked
+
+ROOT = Path(__file__).parents[2]
+
+
+def problem(b, length, k, d, n, ku, r=None, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "u": rng.normal(size=(b, length, ku * d)),
+        "delta": rng.uniform(-4, 2, size=(b, length, k * (r or d))),
+        "A": -rng.uniform(0.5, 4, size=(k * d, n)),
+        "B": rng.normal(size=(b, length, k, n)),
+        "C": rng.normal(size=(b, length, k, n)),
+        "D": rng.normal(size=k * d),
+        "delta_bias": rng.uniform(-2, 1, size=k * d),
+    }
+    arrays |= {"delta_weight": rng.normal(size=(k, r, d))} if r else {}
+    return {name: jnp.asarray(x, jnp.float32 if name == "A" else dtype) for name, x in arrays.items()}
+
+
+def compare(kernel, arrays, reverse, tolerance=1e-5):
+    """y and all gradients, relative to their largest value."""
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=selective_scan(**arrays).shape), arrays["u"].dtype)
+
+    def interpreted(arrays):
+        seq, par, flags = _checked(**{"delta_weight": None} | arrays, reverse=reverse)
+        return kernel(seq, par, flags, 8, interpret=True).reshape(weight.shape)
+
+    y, undo = jax.vjp(interpreted, arrays)
+    expected, undo_expected = jax.vjp(lambda a: selective_scan(**a, reverse=reverse, backend="reference"), arrays)
+    found, wanted = undo(weight)[0] | {"y": y}, undo_expected(weight)[0] | {"y": expected}
+    for name in wanted:
+        a, b = np.float32(found[name]), np.float32(wanted[name])
+        assert found[name].dtype == wanted[name].dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reverse"),
+    [
+        ((2, 24, 2, 128, 2, 2), (False, True)),  # one group a block
+        ((3, 12, 4, 64, 2, 2), (False, False, True, True)),  # two groups a block, u shared, odd length
+        pytest.param((2, 9, 2, 3, 4, 1), (True, False), marks=pytest.mark.slow),  # channels padded
+        ((9, 8, 1, 8, 2, 1), True),  # three row tiles
+        pytest.param((1, 9, 2, 8, 2, 2, 3), (False, True), marks=pytest.mark.slow),  # projected delta
+    ],
+)
+def test_tpu_kernels(shape, reverse):
+    compare(pallas_tpu, problem(*shape), reverse)
+
+
+def test_tpu_kernels_take_bfloat16():
+    compare(pallas_tpu, problem(2, 16, 2, 8, 2, 1, dtype=jnp.bfloat16), (False, True), 2**-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reverse"),
+    [((1, 16, 2, 8, 8, 1), (False, True)), pytest.param((2, 20, 1, 130, 16, 1), True, marks=pytest.mark.slow)],
+)
+def test_gpu_kernels(shape, reverse):
+    compare(mosaic_gpu, problem(*shape), reverse)
+
+
+def test_what_the_kernels_cannot_take_is_named(x64):
+    arrays = {name: x.astype(jnp.float64) for name, x in problem(1, 8, 1, 8, 8, 1).items()}
+    for backend in ("pallas_tpu", "mosaic_gpu"):
+        with pytest.raises(ValueError, match="use backend='chunked' for float64"):
+            selective_scan(**arrays, backend=backend)
+    with pytest.raises(ValueError, match="8, 16 or 32 states"):
+        selective_scan(**problem(1, 8, 1, 8, 3, 1), backend="mosaic_gpu")
+    with pytest.raises(ValueError, match="multiple of 8 on a TPU"):
+        selective_scan(**problem(1, 8, 1, 8, 8, 1), backend="pallas_tpu", chunk=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wheel", "target"),
+    [("libtpu", t) for t in ("v5e", "v5p", "v6e", "tpu7x")] + [("jax_cuda13_plugin", "h100")],
+)
+def test_kernels_compile_for_the_real_target(wheel, target):
+    if importlib.util.find_spec(wheel) is None:
+        pytest.skip(f"the wheel of {wheel} is not installed")
+    command = (sys.executable, str(ROOT / "benchmarks" / "scan.py"), "one", target, "8", "64", "192", "backward")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_rows_and_channels_split_over_devices():
+    """On four virtual devices: the same y and gradients as on one."""
+    code = """
+import jax, jax.numpy as jnp, numpy as np, sys
+sys.path.insert(0, "tests/unit")
+from test_scan import gradients, on, problem
+from medseg_jax.ops.scan import selective_scan
+mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+for r in (None, 2):
+    arrays = on(problem(b=2, length=12, k=2, d=4, ku=1, r=r), jnp.float32)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 12, 8)), jnp.float32)
+    expected = gradients(arrays, weight, reverse=(False, True), backend="reference")
+    for split in ({"rows": "data"}, {"channels": "model"}, {"rows": "data", "channels": "model"}):
+        y = jax.jit(lambda a: selective_scan(**a, reverse=(False, True), backend="chunked", mesh=mesh, **split))(arrays)
+        np.testing.assert_allclose(y, selective_scan(**arrays, reverse=(False, True), backend="reference"), atol=1e-5)
+        found = gradients(arrays, weight, reverse=(False, True), backend="chunked", mesh=mesh, **split)
+        for name in arrays:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=f"{split} {name}")
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | flags
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
