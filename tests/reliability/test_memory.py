@@ -58,8 +58,9 @@ def test_memory_descriptors_and_threads_stay_flat(phantoms, tmp_path, steps, eve
     print(f"{steps} steps: RSS {rows[-1, 1] / 1024:.0f} MiB, {grown:+.2f} KiB a step")
     assert grown < slope
     early, late = half[: len(half) // 2], half[len(half) // 2 :]
-    assert late[:, 2].max() <= early[:, 2].max() + 2
-    assert late[:, 3].max() <= early[:, 3].max() + 2
+    # The smallest counts: a checkpoint that is being written has files open and threads at work, a leak never closes.
+    assert late[:, 2].min() <= early[:, 2].min()
+    assert late[:, 3].min() <= early[:, 3].min()
 
 
 def test_training_again_in_one_process_leaves_no_thread_or_descriptor(phantoms, tmp_path):
