@@ -40,6 +40,7 @@ class UserError(Exception):
     def from_os(cls, error: OSError, folder: str | Path, remedy: str) -> "UserError":
         """What the operating system refused (disk full, read-only, no such folder ...), with the file it names."""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = full or (error.errno is None and "requested and" in str(error))  # np.save's words for a short write
         problem = "The disk is full" if full else "A file or folder cannot be used"
         return cls(problem, file=error.filename or folder, found=error.strerror or str(error), remedy=remedy)
 

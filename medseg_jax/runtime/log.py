@@ -2,7 +2,8 @@
 
 Only process 0 writes. log.jsonl holds one JSON object a line: {"kind": "train", "step", "stage", "loss", ...} and
 {"kind": "val", "step", "stage", "dice", "dice/<class>", ...}. A resumed run first drops lines from after its
-checkpoint, so that the file reads as if the run had never been interrupted.
+checkpoint, so that the file reads as if the run had never been interrupted; only the means of the interval in which it
+was interrupted are taken over fewer steps.
 """
 
 import json

@@ -166,6 +166,7 @@ def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
     if path.exists():
         refuse_other_config(config, out, dataset)
         record["started"] = json.loads(path.read_text())["started"]
+    distributed.wait_for_all("run read")  # nobody still reads what is written now
     if jax.process_index() == 0:
         plan.save(out / "plan.json")
         for name, text in (
@@ -234,8 +235,9 @@ def _explained(out: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free disk space, or choose another --out; the same command then goes on from the last checkpoint"
         raise UserError.from_os(error, out, remedy) from error
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # jit raises a failed collective operation of Gloo as a ValueError.
+        if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
             raise
         raise UserError(
             f"Process {jax.process_index()} cannot go on: another of the {jax.process_count()} processes is lost",
