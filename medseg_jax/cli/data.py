@@ -62,7 +62,7 @@ def convert(argv: list[str]) -> int:
         """folder to write"""
         conversion: tyro.conf.OmitArgPrefixes[making.Options]
         source: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-        """SRC is this public data set; medseg data sources lists them"""
+        """SRC is this public data set (medseg data sources lists them); with tfds:NAME the data_dir of tfds"""
 
     arguments = tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Arguments]]
     args = tyro.cli(arguments, args=argv, prog="medseg data convert")

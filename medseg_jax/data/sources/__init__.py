@@ -23,7 +23,7 @@ __all__ = ["Source", "convert", "find", "sources"]
 
 def sources() -> dict[str, Source]:
     """Every source by its name."""
-    names = (module.name for module in pkgutil.iter_modules(__path__) if module.name != "source")
+    names = (module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("source", "tfds"))
     return {name: importlib.import_module(f"{__name__}.{name}").SOURCE for name in names}
 
 
@@ -45,7 +45,7 @@ def convert(name: str, src: str | Path, dst: str | Path, /, **options: object) -
     """Makes a canonical data set of a public one.
 
     Args:
-        name: of the source.
+        name: of the source; "tfds:NAME" for a builder of TensorFlow Datasets (src is then its data_dir).
         src: folder or archive, laid out as the source says.
         dst: folder to write.
         options: fields of `convert.Options`; they go before the source's own.
@@ -60,8 +60,15 @@ def convert(name: str, src: str | Path, dst: str | Path, /, **options: object) -
     from medseg_jax.data.convert.archives import as_folder
     from medseg_jax.data.convert.steps import run
     from medseg_jax.data.convert.write import beside, check_target
+    from medseg_jax.data.sources import tfds
 
-    source, src, dst = find(name), Path(src), Path(dst)
+    src, dst = Path(src), Path(dst)
+    if name.startswith("tfds:"):
+        chosen = Options.of(**{"name": name[5:].partition(":")[0].replace("/", "_")} | _said(Options.of(**options)))
+        check_target(src, dst, chosen)
+        with beside(dst, ".arranged") as work:
+            return run(tfds.export(name[5:], src, work), dst, chosen)
+    source = find(name)
     chosen = Options.of(**{"name": source.name} | _said(source.options) | _said(Options.of(**options)))
     check_target(src, dst, chosen)
     with as_folder(src, dst) as folder, beside(dst, ".arranged") as work:
