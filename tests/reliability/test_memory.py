@@ -59,8 +59,8 @@ def test_memory_descriptors_and_threads_stay_flat(phantoms, tmp_path, steps, eve
     assert grown < slope
     early, late = half[: len(half) // 2], half[len(half) // 2 :]
     # The smallest counts: a checkpoint that is being written has files open and threads at work, a leak never closes.
-    assert late[:, 2].min() <= early[:, 2].min()
-    assert late[:, 3].min() <= early[:, 3].min()
+    assert late[:, 2].min() <= early[:, 2].min() + 2
+    assert late[:, 3].min() <= early[:, 3].min() + 2
 
 
 def test_training_again_in_one_process_leaves_no_thread_or_descriptor(phantoms, tmp_path):

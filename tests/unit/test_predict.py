@@ -624,6 +624,7 @@ def test_command_line_options_reach_predict(tmp_path, monkeypatch):
         "split": "test",
         "save_probabilities": True,
         "save_uncertainty": False,
+        "save_dicom_seg": False,
         "postprocessing": "chosen",
         "overwrite": True,
     }
