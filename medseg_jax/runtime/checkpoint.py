@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from medseg_jax.runtime.distributed import from_main, wait_for_all
+from medseg_jax.runtime.distributed import from_main, peer_is_lost, wait_for_all
 from medseg_jax.types import UserError
 
 REMNANT = re.compile(r"\d+(\.(orbax-checkpoint-tmp.*|damaged|sha256\.json|sha256\.tmp))?")
@@ -109,7 +109,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> UserError:
-        lost = jax.process_count() > 1 and isinstance(error, TimeoutError)
+        lost = peer_is_lost(error)
         return UserError(
             "A checkpoint could not be written; earlier ones are untouched"
             + (f": another of the {jax.process_count()} processes is lost" if lost else ""),

@@ -98,6 +98,17 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def peer_is_lost(error: BaseException) -> bool:
+    """Whether this is how one of several processes finds out that another is gone.
+
+    A broken collective operation raises a JaxRuntimeError, from inside jit a ValueError in Gloo's words; a barrier that
+    nobody else reaches, a TimeoutError.
+    """
+    if jax.process_count() == 1:
+        return False
+    return isinstance(error, TimeoutError | jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Joins the others (see `join`) for what follows.
