@@ -94,7 +94,8 @@ def cpu(peers: str | None, length: int) -> dict:
     }
     if peers:
         command = [peers, str(ROOT / "benchmarks" / "peers" / "scan_torch.py"), *map(str, (b, length, d))]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # spinning ones fight on a busy machine
+        out = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | threads).stdout
         rows |= json.loads(out.splitlines()[-1])
     return {
         "shape": {"b": b, "k": GROUPS, "d": d, "n": STATES, "l": length},
