@@ -253,7 +253,7 @@ def rematerialised(
     rngs: nnx.Rngs | None,
     **options: Any,
 ) -> Array:
-    """`module(x, train, rngs, **options)`, whose inner activations are computed again in the backward pass, not kept."""
+    """`module(x, train, rngs, **options)`, whose activations are computed again in the backward pass, not kept."""
     graph, state = nnx.split(module)
     key = None if rngs is None or not train else rngs.dropout()
 

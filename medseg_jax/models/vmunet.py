@@ -25,6 +25,7 @@ Spec: mamba_sea section 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, Self
 
 import jax
@@ -271,7 +272,7 @@ class SS2D(nnx.Module):
             y = (across + across_back).reshape(b, h, w, d) + by_rows(down + down_back)
         else:
             outputs = across.reshape(b, h, w, d), by_rows(down), across_back.reshape(b, h, w, d), by_rows(down_back)
-            y = sum(map(perturb, outputs))
+            y = reduce(jnp.add, map(perturb, outputs))
         return self.out_proj(self.norm(y).astype(z.dtype) * jax.nn.silu(z))
 
 
