@@ -1,4 +1,4 @@
-"""VM-UNet against the authors' code (golden/mamba_sea): patch operations, a VSS block, the whole network; gradients too.
+"""VM-UNet against the authors' code (golden/mamba_sea): patch operations, a VSS block, the network; gradients too.
 
 Weights are made from the reference's names and shapes and come in through `convert/vmunet.py`.
 """
