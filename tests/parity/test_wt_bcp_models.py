@@ -101,3 +101,42 @@ def test_single_input_networks(golden, recipe, name, net):
     for prefix, gain in (("", 1.0), ("gain/", 1.5)):
         loaded = reference.weights(gain)
         reference.check(f"{prefix}logits", program((loaded.params, loaded.stats), reference.inputs["x"]))
+
+
+@pytest.mark.slow
+def test_xnet_in_training(golden, recipe):
+    """Batch statistics, running statistics after one pass, and the gradient of every tensor."""
+    reference = Reference(golden, recipe, "xnet3d_train", XNET_3D)
+    loaded = reference.weights()
+    heads = ("main", "low", "high")
+    x, low, high = (reference.inputs[key] for key in heads)
+
+    @jax.jit
+    def step(params, stats):
+        def loss(params):
+            logits, after = reference.fn.apply(params, stats, x, train=True, low=low, high=high)
+            means = [(z * reference.inputs[f"w_{head}"]).mean() for z, head in zip(logits, heads, strict=True)]
+            return sum(means), (logits, after)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, (logits, after) = step(loaded.params, loaded.stats)
+    for head, found in zip(heads, logits, strict=True):
+        reference.check(f"logits_{head}", found)
+
+    paths = {name: path for path, name in loaded.filled.items()}
+    every = 8  # values of the running statistics that are kept, says the file's note
+    for kind in ("running_mean", "running_var"):
+        names = [name for name in reference.tensors if name.endswith(kind)]
+        reference.check(f"{kind}_after", np.concatenate([at(after, paths[name]) for name in names])[::every])
+    trainable = [name for name in reference.tensors if name.endswith(("weight", "bias"))]
+    reference.check("grad_norms", np.array([np.linalg.norm(at(gradient, paths[name])) for name in trainable]))
+    for key in reference.arrays:
+        if key.startswith("d_"):
+            reference.check(key, np.moveaxis(at(gradient, paths[key[2:]]), -1, 0))  # [*k, i, o] -> [o, *k, i]
+
+
+def at(tree, path):
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
