@@ -1,5 +1,9 @@
 """Connected components: known pictures, laws that hold for any mask."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from medseg_jax.ops.components import fill_holes, keep_largest, remove_small
+from medseg_jax.ops.components import (
+    RANKS,
+    fill_holes,
+    keep_largest,
+    label,
+    largest_component,
+    largest_per_class,
+    remove_small,
+)
+from medseg_jax.types import UserError
 
 masks = arrays(bool, st.one_of(st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.integers(1, 5)] * 3)))
 
@@ -59,3 +72,64 @@ def test_laws(mask, voxels):
     assert large.sum() == sizes[sizes >= voxels].sum()
     for once, again in ((largest, keep_largest), (filled, fill_holes), (large, lambda m: remove_small(m, voxels))):
         np.testing.assert_array_equal(again(once), once)
+
+
+# ------------------------------------------------------------------------------------------------------- on the device
+
+HOODS = [(size, n) for size in ((7, 10), (4, 5, 6)) for n in RANKS[len(size)]]
+on_device = {(size, n): [jax.jit(partial(f, neighbours=n)) for f in (label, largest_component)] for size, n in HOODS}
+
+
+@pytest.mark.parametrize(("size", "neighbours"), HOODS)
+def test_on_the_device_as_by_scipy(size, neighbours):
+    structure = ndimage.generate_binary_structure(len(size), RANKS[len(size)][neighbours])
+    find, keep = on_device[size, neighbours]
+
+    @settings(deadline=None)
+    @given(masks=arrays(bool, (2, *size)))
+    def check(masks):
+        labels, largest = find(masks), keep(masks)
+        for mask, ours, one in zip(masks, labels, largest, strict=True):
+            expected, count = ndimage.label(mask, structure)
+            np.testing.assert_array_equal(ours, expected)
+            best = 1 + np.bincount(expected.ravel())[1:].argmax() if count else -1
+            np.testing.assert_array_equal(one, expected == best)
+
+    check()
+
+
+def test_a_path_through_the_whole_volume_is_followed_to_its_end():
+    size = (9, 9, 9)
+    path = np.zeros(size, bool)
+    path[::2] = False
+    for z in range(0, 9, 2):  # a snake in every other plane, joined at alternating ends
+        path[z, ::2] = True
+        path[z, 1::4, -1] = path[z, 3::4, 0] = True
+    path[1::4, -1, -1] = path[3::4, 0, 0] = True
+    for neighbours in RANKS[3]:
+        labels = label(path[None], neighbours)
+        expected, count = ndimage.label(path, ndimage.generate_binary_structure(3, RANKS[3][neighbours]))
+        assert count == 1
+        np.testing.assert_array_equal(labels[0], expected)
+
+
+def test_each_class_keeps_its_largest_component_in_a_step_that_has_no_callback():
+    labels = np.array([[[1, 0, 1, 1], [0, 2, 0, 0], [2, 0, 2, 0], [0, 0, 0, 3]]] * 2, np.uint8)
+    program = jax.jit(partial(largest_per_class, classes=5, neighbours=4))
+    expected = [[0, 0, 1, 1], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3]]
+    found = program(labels)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, [expected] * 2)
+    assert "custom-call" not in program.lower(labels).compile().as_text()
+
+
+def test_elements_of_a_batch_do_not_meet():
+    masks = jnp.zeros((2, 4, 4), bool).at[0, 3].set(True).at[1, 0].set(True)
+    assert label(masks, 4).max() == 1
+    assert largest_component(masks, 8).sum() == 8
+
+
+@pytest.mark.parametrize(("shape", "neighbours"), [((1, 4, 4), 6), ((1, 4, 4, 4), 8), ((1, 4), 4)])
+def test_a_neighbourhood_that_does_not_exist_is_named(shape, neighbours):
+    with pytest.raises(UserError, match="No such neighbourhood"):
+        label(jnp.zeros(shape, bool), neighbours)
