@@ -35,7 +35,6 @@ from jaxtyping import Array, Float
 from medseg_jax.methods.bcp import BCP, CopyPaste, Heads
 from medseg_jax.methods.objective import Tree, probabilities
 from medseg_jax.methods.teacher import linear_ramp
-from medseg_jax.models.network import Network
 from medseg_jax.models.xnet import XNet
 from medseg_jax.ops.wavelet import Wavelet, dwt
 
@@ -121,33 +120,35 @@ class WaveletInputs(CopyPaste):
     """A network with three outputs, which sees the image, LF and HF.
 
     Attributes:
-        net: takes three images and gives three outputs.
+        net: called as net(x, low=LF, high=HF), gives three outputs: XNet.
         fusion: (alpha, beta); None: those of the released scripts.
         wavelet: which one; None: LF = HF = the image.
         as_released: what the scripts do; see the module.
     """
 
-    net: Network = XNet()
+    net: XNet = XNet()  # pyright: ignore[reportIncompatibleVariableOverride]
     fusion: tuple[float, float] | None = None
     wavelet: Wavelet | None = "haar"
     as_released: bool = False
 
-    def images(self, image: Float[Array, "b *s c"], train: bool) -> tuple[Array, Array, Array]:
-        """(x, LF, HF)."""
+    def images(self, image: Float[Array, "b *s c"], train: bool) -> dict[str, Array]:
+        """LF and HF by the names of the network's arguments; nothing without a wavelet."""
         if self.wavelet is None:
-            return image, image, image
+            return {}
         dim = image.ndim - 2
         alpha, beta = self.fusion or FUSION[dim]
         if dim == 2 and self.as_released:
-            return image, *(low_high_as_released(image, alpha, beta) if train else low_high_as_released(image, 0, 0))
-        return image, *low_high(image, alpha, beta, self.wavelet)
+            low, high = low_high_as_released(image, alpha, beta) if train else low_high_as_released(image, 0, 0)
+        else:
+            low, high = low_high(image, alpha, beta, self.wavelet)
+        return {"low": low, "high": high}
 
     def heads(self, params: Tree, stats: Tree, image: Array, key: Array) -> tuple[Heads, Tree]:
-        outputs, stats = self.fn.apply(params, stats, *self.images(image, True), train=True, key=key)
+        outputs, stats = self.fn.apply(params, stats, image, train=True, key=key, **self.images(image, True))
         return tuple((logits,) for logits in outputs), stats
 
     def predict(self, params: Tree, aux: Tree, frozen: Tree, image: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-        outputs, _ = self.fn.apply(params, aux["stats"], *self.images(image, False), train=False)
+        outputs, _ = self.fn.apply(params, aux["stats"], image, train=False, **self.images(image, False))
         return probabilities(outputs[0], self.task.labels.exclusive)
 
 

@@ -167,10 +167,22 @@ def _leaky(x: Array, slope: float) -> Array:
     return x if slope == 1 else jnp.maximum(x, slope * x)
 
 
+def default_init(module: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Draws all kernels and biases anew, uniform within 1 / sqrt(fan-in): what PyTorch does unless told otherwise."""
+    for _, layer in nnx.iter_graph(module):
+        if isinstance(layer, Conv | ConvTranspose):
+            *size, c, o = layer.kernel.shape
+            bound = 1 / math.sqrt(math.prod(size) * (o if isinstance(layer, ConvTranspose) else c))
+            for variable in (layer.kernel, layer.bias):
+                if variable is not None:
+                    variable[...] = jax.random.uniform(rngs.params(), variable.shape, minval=-bound, maxval=bound)
+
+
 class ConvBlock(nnx.Module):
     """Convolution, dropout, normalisation, leaky ReLU, in nnU-Net's order.
 
     The convolution has no bias: the norm would take it away again (nnU-Net carries it along, with a gradient of zero).
+    Networks whose published parameters are counted with it ask for `bias`.
     """
 
     def __init__(
@@ -182,25 +194,38 @@ class ConvBlock(nnx.Module):
         *,
         norm: NormKind = "instance",
         activation: bool = True,
+        slope: float = LEAKY_SLOPE,
+        bias: bool = False,
         dropout: float = 0.0,
         dtype: jnp.dtype | str = "float32",
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(in_channels, out_channels, kernel_size, strides, bias=False, dtype=dtype, rngs=rngs)
-        self.norm = Norm(norm, out_channels, slope=LEAKY_SLOPE if activation else 1.0)
+        self.conv = Conv(in_channels, out_channels, kernel_size, strides, bias=bias, dtype=dtype, rngs=rngs)
+        self.norm = Norm(norm, out_channels, slope=slope if activation else 1.0)
         self.dropout = dropout
 
     def __call__(self, x: Array, train: bool = False, rngs: nnx.Rngs | None = None) -> Array:
         return self.norm(dropout(self.conv(x), self.dropout, train, rngs), train)
 
 
-def dropout(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None) -> Array:
-    """Zeroes whole channels of a case with probability `rate`, scales the rest (PyTorch's Dropout2d and Dropout3d)."""
+def max_pool(x: Float[Array, "b *s c"]) -> Float[Array, "b *t c"]:
+    """Maximum of blocks of 2 voxels an axis; every size is even."""
+    b, *size, c = x.shape
+    blocks = x.reshape(b, *(v for n in size for v in (n // 2, 2)), c)  # [b, n / 2, 2, ..., c]
+    return blocks.max(tuple(range(2, blocks.ndim - 1, 2)))
+
+
+def dropout(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None, *, channels: bool = True) -> Array:
+    """Zeroes whole channels of a case with probability `rate`, scales the rest (PyTorch's Dropout2d and Dropout3d).
+
+    Single values instead of whole channels unless `channels`.
+    """
     if not train or rate == 0:
         return x
     if rngs is None:
         raise ValueError("dropout while training needs rngs=nnx.Rngs(dropout=key)")
-    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, (len(x), *(1,) * (x.ndim - 2), x.shape[-1]))
+    shape = (len(x), *(1,) * (x.ndim - 2), x.shape[-1]) if channels else x.shape
+    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, shape)
     return jnp.where(keep, x / (1 - rate), 0)
 
 

@@ -6,9 +6,10 @@ at is hooked to the smallest label among the neighbours, and paths are halved tw
 label. Shapes are static, nothing depends on the order of execution, and the rounds grow with the logarithm of the
 longest path: 4 on blobs, 4 to 6 on noise, where spreading labels from neighbour to neighbour takes hundreds.
 
-The nodes are blocks of voxels that cannot belong to two components: with connectivity through faces two voxels in a row
-are always connected if both are in the mask, through edges also 2 x 2, through corners also 2 x 2 x 2. So labels are
-found for a half, a quarter or an eighth of the voxels, and blocks are asked once, beforehand, whether their voxels meet.
+The nodes are blocks of voxels that cannot belong to two components: with connectivity through faces two voxels in a
+row are always connected if both are in the mask, through edges also 2 x 2, through corners also 2 x 2 x 2. So labels
+are found for a half, a quarter or an eighth of the voxels; blocks are asked once, beforehand, whether their voxels
+meet.
 
 On the host SciPy does the same for post-processing, with 8 or 26 neighbours, within the mask's bounding box.
 """
