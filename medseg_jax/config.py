@@ -142,7 +142,7 @@ class Config:
     tensorboard: bool = False
     fold: int | None = None
     folds: int = 5
-    labelled: None | int | tuple[str, ...] = None
+    labelled: int | tuple[str, ...] | None = None
 
 
 # ---------------------------------------------------------------- loading

@@ -1,4 +1,4 @@
-"""A data set seen otherwise than its folder says; nothing is copied. The folds of a cross-validation: training/folds.py."""
+"""A data set seen otherwise than its folder says; nothing is copied. For folds see training/folds.py."""
 
 from dataclasses import replace
 

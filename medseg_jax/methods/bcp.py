@@ -12,10 +12,11 @@ R(x; y, z; v, w) = v L(y; m) + w L(z; 1 - m), with L = (Dice + cross entropy) / 
 teacher is the average of the student's past (teacher.py) and starts from stage 1.
 
 Source: Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023, and its code.
-As there, Dice counts the background; in pictures it has squares and runs over the batch, in volumes it has none and runs
-over each sample, and stage 1 in volumes takes L of the mixed label instead of R. The two directions are two forward passes,
-each with its own batch statistics, and the teacher runs in training mode. Departures: the teacher's running statistics are
-averaged in volumes too; any network, deep supervision, ignored voxels and overlapping classes are allowed.
+As there, Dice counts the background; in pictures it has squares and runs over the batch, in volumes it has none and
+runs over each sample, and stage 1 in volumes takes L of the mixed label instead of R. The two directions are two
+forward passes, each with its own batch statistics, and the teacher runs in training mode. Departures: the teacher's
+running statistics are averaged in volumes too; any network, deep supervision, ignored voxels and overlapping classes
+are allowed.
 """
 
 from dataclasses import dataclass

@@ -62,11 +62,8 @@ def pseudo_target(logits: Float[Array, "b *s k"], exclusive: bool, neighbours: i
         exclusive: argmax over background and classes, else one threshold (1/2) a class.
         neighbours: of a voxel: 4 or 8 in pictures, 6, 18 or 26 in volumes.
     """
-    if exclusive:
-        masks = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)[..., 1:]
-    else:
-        masks = logits > 0
-    masks = largest(masks, neighbours)
+    said = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)[..., 1:] if exclusive else logits > 0
+    masks = largest(said, neighbours)
     if exclusive:
         masks = jnp.concatenate([~masks.any(-1, keepdims=True), masks], -1)
     return jax.lax.stop_gradient(jnp.where(jnp.isfinite(logits).all(), masks.astype(jnp.float32), jnp.nan))

@@ -23,7 +23,7 @@ it works as described; `as_released=True` does what the scripts for ACDC (pictur
   and when predicting there is no fusion at all.
 * Pictures: losses are summed over the outputs; volumes: stage 2 is halved, and stage 1 trains L twice and H never.
 
-`fusion=None` takes the scripts' alpha and beta. `wavelet=None` gives all branches x itself: what is left is the network.
+`fusion=None` takes the scripts' alpha and beta. `wavelet=None` gives all branches x itself: the network alone is left.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,10 @@ def consistency(
     exclusive: bool = True,
     up_to_largest: bool = False,
 ) -> Float[Array, ""]:
-    """D(L, M) + D(H, M) + D(M, L) + D(M, H) of logits. `up_to_largest`: only classes up to the largest predicted one."""
+    """D(L, M) + D(H, M) + D(M, L) + D(M, H) of logits.
+
+    `up_to_largest`: only classes up to the largest predicted one count, as released.
+    """
 
     def toward(logits: Array, other: Array) -> Array:
         p, axes = probabilities(logits, exclusive), tuple(range(1, logits.ndim - 1))
