@@ -25,7 +25,7 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
     """
     use_compilation_cache()
     whole, dataset = open_data(config)
-    refuse_problems(dataset)
+    refuse_problems(whole)
     plan = open_plan(config, whole if config.labelled is None else dataset)
     cache = build_cache(whole, plan, config.cache)
     mesh = sharding.make_mesh(config.fsdp)

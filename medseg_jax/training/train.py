@@ -103,7 +103,7 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
             # ------------------------------------------------------------ data
             whole, dataset = open_data(config)
             if not (out / "run.json").exists():
-                refuse_problems(dataset, stop)
+                refuse_problems(whole, stop)
             plan = open_plan(config, whole if config.labelled is None else dataset, out)
             cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all views share it
             _write_run(config, out, whole, dataset, plan)
