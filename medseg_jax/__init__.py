@@ -15,10 +15,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Augment": "data.augment",
+    "BCP": "methods.bcp",
+    "BCPUNet": "models.bcp_unet",
     "Config": "config",
+    "CopyPaste": "methods.bcp",
     "Dataset": "data.dataset",
     "Group": "config",
     "Labels": "types",
+    "MeanTeacher": "methods.mean_teacher",
     "Mix": "data.pipeline",
     "Optim": "config",
     "Plan": "data.plan",
@@ -28,6 +32,10 @@ _HOME = {
     "Supervised": "methods.supervised",
     "UNet": "models.unet",
     "UserError": "types",
+    "VNet": "models.vnet",
+    "WTBCP": "methods.wt_bcp",
+    "WTCopyPaste": "methods.wt_bcp",
+    "XNet": "models.xnet",
     "check_dataset": "data.verify",
     "compare": "evaluation.compare",
     "convert": "data.convert",
@@ -58,9 +66,15 @@ if TYPE_CHECKING:
     from medseg_jax.evaluation.report import report
     from medseg_jax.evaluation.verify import verify
     from medseg_jax.inference.predict import predict
+    from medseg_jax.methods.bcp import BCP, CopyPaste
+    from medseg_jax.methods.mean_teacher import MeanTeacher
     from medseg_jax.methods.supervised import Supervised
+    from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
+    from medseg_jax.models.bcp_unet import BCPUNet
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
+    from medseg_jax.models.vnet import VNet
+    from medseg_jax.models.xnet import XNet
     from medseg_jax.runtime.run import open_run
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.train import train

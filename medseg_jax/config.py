@@ -121,6 +121,8 @@ class Config:
         tensorboard: also write TensorBoard files (extra `tensorboard`).
         fold: which fold of a cross-validation this run is, from 0; None = the data set's own split.
         folds: how many folds there are.
+        labelled: training patients or cases that keep their labels (names, or the first so many patients in sorted
+            order), while all others become unlabelled; None = all that have one.
     """
 
     data: str = "phantoms2d"
@@ -140,6 +142,7 @@ class Config:
     tensorboard: bool = False
     fold: int | None = None
     folds: int = 5
+    labelled: int | tuple[str, ...] | None = None
 
 
 # ---------------------------------------------------------------- loading

@@ -25,8 +25,8 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
     """
     use_compilation_cache()
     whole, dataset = open_data(config)
-    refuse_problems(dataset)
-    plan = open_plan(config, whole)
+    refuse_problems(whole)
+    plan = open_plan(config, whole if config.labelled is None else dataset)
     cache = build_cache(whole, plan, config.cache)
     mesh = sharding.make_mesh(config.fsdp)
     return [_dry_stage(config, index, dataset, plan, cache, mesh) for index in range(len(config.stages))]

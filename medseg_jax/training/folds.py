@@ -89,7 +89,7 @@ def train_folds(
     for k in range(config.folds) if fold is None else [fold]:
         folder, one = fold_folder(out, k), replace(config, fold=k)
         if finished(folder) and not fresh:
-            refuse_other_config(one, folder, fold_view(synthetic.open_data(config.data), k, config.folds))
+            refuse_other_config(one, folder, synthetic.open_data(config.data))
             say(f"fold {k}: finished already")
             continue
         say(f"fold {k} of {config.folds}: {folder}")

@@ -31,6 +31,7 @@ from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
 from medseg_jax.data.verify import check_dataset
+from medseg_jax.data.views import labelled_view
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
 from medseg_jax.runtime import distributed, sharding
@@ -102,10 +103,10 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
             # ------------------------------------------------------------ data
             whole, dataset = open_data(config)
             if not (out / "run.json").exists():
-                refuse_problems(dataset, stop)
-            plan = open_plan(config, whole, out)
-            cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all folds share it
-            _write_run(config, out, dataset, plan)
+                refuse_problems(whole, stop)
+            plan = open_plan(config, whole if config.labelled is None else dataset, out)
+            cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all views share it
+            _write_run(config, out, whole, dataset, plan)
 
             # ------------------------------------------------------------ stages
             log = Log(out, config.tensorboard)
@@ -125,9 +126,10 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
 
 def open_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The data set, and the view of it that the config's fold has."""
+    """The data set, and the view of it that the config has: its fold, its labelled patients."""
     whole = synthetic.open_data(config.data)
-    return whole, whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+    view = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+    return whole, view if config.labelled is None else labelled_view(view, config.labelled)
 
 
 def open_plan(config: Config, dataset: Dataset, out: Path | None = None) -> Plan:
@@ -156,18 +158,18 @@ def refuse_problems(dataset: Dataset, stop: threading.Event | None = None) -> No
         )
 
 
-def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
+def _write_run(config: Config, out: Path, whole: Dataset, dataset: Dataset, plan: Plan) -> None:
     """run.json, plan.json and dataset.json; a resumed run must agree with what is there."""
     record = {
         "config": configs.to_json(config),
-        "dataset": {"root": str(dataset.root.resolve()), "name": dataset.name, "fingerprint": dataset.fingerprint()},
+        "dataset": {"root": str(dataset.root.resolve()), "name": dataset.name, "fingerprint": whole.fingerprint()},
         "cases": {split: [c.id for c in dataset.subset(split)] for split in ("train", "val", "test")},
         **describe(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     path = out / "run.json"
     if path.exists():
-        refuse_other_config(config, out, dataset)
+        refuse_other_config(config, out, whole)
         record |= {k: v for k, v in json.loads(path.read_text()).items() if k in ("started", "pretrained")}
     elif config.pretrained:
         record["pretrained"] = {"file": config.pretrained, "sha256": file_sha256(weight_file(config.pretrained))}
@@ -184,7 +186,10 @@ def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
 
 
 def refuse_other_config(config: Config, out: Path, dataset: Dataset) -> None:
-    """Raises a UserError that names every difference if the run in `out` was started otherwise."""
+    """Raises a UserError that names every difference if the run in `out` was started otherwise.
+
+    The data set is the one in the folder: what a fold or `labelled` makes of it, the config says.
+    """
     path = out / "run.json"
     old = json.loads(path.read_text())
     new = configs.to_json(config)
