@@ -73,7 +73,11 @@ def test_tpu_kernels_take_bfloat16():
 
 @pytest.mark.parametrize(
     ("shape", "reverse"),
-    [((1, 16, 2, 8, 8, 1), (False, True)), pytest.param((2, 20, 1, 130, 16, 1), True, marks=pytest.mark.slow)],
+    [
+        ((1, 16, 2, 8, 5, 1), (False, True)),  # channels and states padded
+        pytest.param((2, 20, 1, 130, 16, 1), True, marks=pytest.mark.slow),
+        pytest.param((1, 9, 1, 8, 20, 1), False, marks=pytest.mark.slow),  # 20 states run as 32
+    ],
 )
 def test_gpu_kernels(shape, reverse):
     compare(mosaic_gpu, problem(*shape), reverse)
@@ -126,8 +130,10 @@ def test_what_the_kernels_cannot_take_is_named(x64):
     for backend in ("pallas_tpu", "mosaic_gpu"):
         with pytest.raises(ValueError, match="use backend='chunked' for float64"):
             selective_scan(**arrays, backend=backend)
-    with pytest.raises(ValueError, match="8, 16 or 32 states"):
-        selective_scan(**problem(1, 8, 1, 8, 3, 1), backend="mosaic_gpu")
+    with pytest.raises(ValueError, match=r"up to 32 states, .* not 33 states"):
+        selective_scan(**problem(1, 8, 1, 8, 33, 1), backend="mosaic_gpu")
+    with pytest.raises(ValueError, match=r"at most 256 states in all, .* chunks of 24"):
+        selective_scan(**problem(1, 8, 1, 8, 16, 1), backend="mosaic_gpu", chunk=24)
     with pytest.raises(ValueError, match="multiple of 8 on a TPU"):
         selective_scan(**problem(1, 8, 1, 8, 8, 1), backend="pallas_tpu", chunk=12)
 
@@ -147,7 +153,7 @@ def test_kernels_compile_for_the_real_target(wheel, target):
 
 
 @pytest.mark.parametrize(
-    ("backend", "sides"), [("chunked", (2, 2)), ("pallas_tpu", (2, 2)), ("mosaic_gpu", (1, 1))], ids=lambda x: str(x)
+    ("backend", "sides"), [("auto", (2, 2)), ("pallas_tpu", (2, 2)), ("mosaic_gpu", (1, 1))], ids=lambda x: str(x)
 )
 def test_rows_and_channels_split_over_devices(backend, sides):
     """On four virtual devices: the same y and gradients as on one. (JAX's interpreter of GPU kernels keeps one state
@@ -163,8 +169,8 @@ for kernels in (mosaic_gpu, pallas_tpu):
     setattr(kernels, name, partial(getattr(kernels, name), interpret=True))
 mesh = jax.make_mesh({sides}, ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 both = {{"rows": "data", "channels": "model"}}
-every = [both, {{"rows": "data"}}, {{"channels": "model"}}] if {backend == "chunked"} else [both]
-for r in (None, 2) if {backend == "chunked"} else (None,):
+every = [both, {{"rows": "data"}}, {{"channels": "model"}}] if {backend == "auto"} else [both]
+for r in (None, 2) if {backend == "auto"} else (None,):
     arrays = on(problem(b=2, length=8, k=2, d=4, n=8 if {backend == "mosaic_gpu"} else 2, ku=1, r=r), jnp.float32)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8)), jnp.float32)
     expected = gradients(arrays, weight, reverse=(False, True), backend="reference")

@@ -21,6 +21,10 @@ class Axes(NamedTuple):
     blocks: int
     width: int = 1
 
+    def folded(self, into_blocks: bool) -> int:
+        """The axis that a mapped axis is folded into."""
+        return self.blocks if into_blocks or self.rows is None else self.rows
+
 
 @functools.cache
 def foldable(kernel: Callable, tiles, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]) -> Callable:
@@ -35,14 +39,14 @@ def foldable(kernel: Callable, tiles, inputs: tuple[Axes, ...], outputs: tuple[A
             if not into_blocks and at.rows is None:
                 return x
             x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-            axis = at.blocks if into_blocks else at.rows
+            axis = at.folded(into_blocks)
             width = at.width if into_blocks else x.shape[axis + 1]
             x = x.reshape(*x.shape[: axis + 1], -1, width, *x.shape[axis + 2 :])
             x = jnp.moveaxis(x, 0, axis + 1)  # blocks of the same place become neighbours: u's may be fewer
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 3 :])
 
         def unfold(x: Array, at: Axes) -> Array:
-            axis = at.blocks if into_blocks else at.rows
+            axis = at.folded(into_blocks)
             width = at.width if into_blocks else x.shape[axis] // size
             x = x.reshape(*x.shape[:axis], -1, size, width, *x.shape[axis + 1 :])
             x = jnp.moveaxis(x, axis + 1, 0)

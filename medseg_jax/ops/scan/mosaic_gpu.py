@@ -19,8 +19,17 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from medseg_jax.ops.scan.choice import gpu_states
 from medseg_jax.ops.scan.fold import Axes, foldable
-from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
+from medseg_jax.ops.scan.problem import (
+    Parameters,
+    Sequences,
+    pad_channels,
+    pad_states,
+    pad_time,
+    project_delta,
+    state_dtype,
+)
 
 LANES = 128
 SLAB = 64
@@ -41,12 +50,17 @@ class Tiles(NamedTuple):
 def mosaic_gpu(
     seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
 ) -> Array:
-    """All groups in one call -> y [b, l, k, d] in u's dtype. n is 8, 16 or 32, `chunk` a multiple of 8."""
+    """All groups in one call -> y [b, l, k, d] in u's dtype. n is at most 32, `chunk` a multiple of 8."""
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the GPU kernel has float32 states; use backend='chunked' for float64")
-    n, chunk = par.A.shape[-1], chunk or 16
-    if n not in (8, 16, 32) or chunk % 8:
-        raise ValueError(f"the GPU kernel takes 8, 16 or 32 states and chunks of a multiple of 8, not {n} and {chunk}")
+    states = par.A.shape[-1]
+    n, chunk = gpu_states(states), chunk or (16 if states <= 16 else 8)
+    if not n or chunk % 8 or chunk * n > 256:
+        raise ValueError(
+            "the GPU kernel takes up to 32 states, rounded up to 8, 16 or 32, and chunks of a multiple of 8 with at "
+            f"most 256 states in all, not {states} states and chunks of {chunk}; use backend='chunked'"
+        )
+    seq, par = pad_states(seq, par, n - states)
     seq, par = project_delta(seq, par)
     _, length, k, d = seq.delta.shape
     seq, par = pad_time(*pad_channels(seq, par, -d % LANES), chunk)
