@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from medseg_jax.ops.scan.selective import _checked
 ROOT = Path(__file__).parents[2]
 
 
-def problem(b, length, k, d, n, ku, r=None, dtype=jnp.float32):
-    rng = np.random.default_rng(0)
+def problem(b, length, k, d, n, ku, r=None, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
     arrays = {
         "u": rng.normal(size=(b, length, ku * d)),
         "delta": rng.uniform(-4, 2, size=(b, length, k * (r or d))),
@@ -34,15 +35,16 @@ def problem(b, length, k, d, n, ku, r=None, dtype=jnp.float32):
     return {name: jnp.asarray(x, jnp.float32 if name == "A" else dtype) for name, x in arrays.items()}
 
 
+def interpreted(kernel, arrays, reverse):
+    seq, par, flags = _checked(**{"delta_weight": None} | arrays, reverse=reverse)
+    y = kernel(seq, par, flags, 8, interpret=True)
+    return y.reshape(*y.shape[:2], -1)
+
+
 def compare(kernel, arrays, reverse, tolerance=1e-5):
     """y and all gradients, relative to their largest value."""
     weight = jnp.asarray(np.random.default_rng(1).normal(size=selective_scan(**arrays).shape), arrays["u"].dtype)
-
-    def interpreted(arrays):
-        seq, par, flags = _checked(**{"delta_weight": None} | arrays, reverse=reverse)
-        return kernel(seq, par, flags, 8, interpret=True).reshape(weight.shape)
-
-    y, undo = jax.vjp(interpreted, arrays)
+    y, undo = jax.vjp(lambda a: interpreted(kernel, a, reverse), arrays)
     expected, undo_expected = jax.vjp(lambda a: selective_scan(**a, reverse=reverse, backend="reference"), arrays)
     found, wanted = undo(weight)[0] | {"y": y}, undo_expected(weight)[0] | {"y": expected}
     for name in wanted:
@@ -71,10 +73,56 @@ def test_tpu_kernels_take_bfloat16():
 
 @pytest.mark.parametrize(
     ("shape", "reverse"),
-    [((1, 16, 2, 8, 8, 1), (False, True)), pytest.param((2, 20, 1, 130, 16, 1), True, marks=pytest.mark.slow)],
+    [
+        ((1, 16, 2, 8, 5, 1), (False, True)),  # channels and states padded
+        pytest.param((2, 20, 1, 130, 16, 1), True, marks=pytest.mark.slow),
+        pytest.param((1, 9, 1, 8, 20, 1), False, marks=pytest.mark.slow),  # 20 states run as 32
+    ],
 )
 def test_gpu_kernels(shape, reverse):
     compare(mosaic_gpu, problem(*shape), reverse)
+
+
+KERNELS = [pytest.param(pallas_tpu, 2, id="tpu"), pytest.param(mosaic_gpu, 8, id="gpu")]
+
+
+@pytest.mark.parametrize(("kernel", "n"), KERNELS)
+@pytest.mark.parametrize("shared", [("A", "B", "D", "delta_bias"), ()], ids=["rows", "everything"])
+def test_vmap_of_kernels(kernel, n, shared):
+    """Over rows, where the parameters (and here B too) are shared, and over everything. u is shared by two groups."""
+    many = [problem(1, 8, 2, 64, n, 1, seed=seed) for seed in range(2)]
+    axes = {name: None if name in shared else 0 for name in many[0]}
+    stacked = {name: many[0][name] if name in shared else jnp.stack([a[name] for a in many]) for name in axes}
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 8, 128)), jnp.float32)
+
+    def run(scan):
+        def one(arrays, weight):
+            y, undo = jax.vjp(scan, arrays)
+            return undo(weight)[0] | {"y": y}
+
+        return jax.jit(jax.vmap(one, in_axes=(axes, 0)))(stacked, weight)
+
+    found = run(lambda a: interpreted(kernel, a, (False, True)))
+    expected = run(lambda a: selective_scan(**a, reverse=(False, True), backend="reference"))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
+def test_vmap_folds_into_one_call():
+    """Eight mapped single rows fill one tile of the TPU kernel: its grid is that of one row."""
+    rows = problem(8, 8, 1, 128, 2, 1)
+    shared = {name: rows.pop(name) for name in ("A", "D", "delta_bias")}
+    single = {name: x[:, None] for name, x in rows.items()}
+    scan = jax.vmap(lambda rows: interpreted(pallas_tpu, rows | shared, False))
+
+    def grids(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "pallas_call":
+                yield eqn.params["grid_mapping"].grid
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                yield from grids(inner)
+
+    assert list(grids(jax.make_jaxpr(scan)(single).jaxpr)) == [(1, 1, 1)]
 
 
 def test_what_the_kernels_cannot_take_is_named(x64):
@@ -82,8 +130,10 @@ def test_what_the_kernels_cannot_take_is_named(x64):
     for backend in ("pallas_tpu", "mosaic_gpu"):
         with pytest.raises(ValueError, match="use backend='chunked' for float64"):
             selective_scan(**arrays, backend=backend)
-    with pytest.raises(ValueError, match="8, 16 or 32 states"):
-        selective_scan(**problem(1, 8, 1, 8, 3, 1), backend="mosaic_gpu")
+    with pytest.raises(ValueError, match=r"up to 32 states, .* not 33 states"):
+        selective_scan(**problem(1, 8, 1, 8, 33, 1), backend="mosaic_gpu")
+    with pytest.raises(ValueError, match=r"at most 256 states in all, .* chunks of 24"):
+        selective_scan(**problem(1, 8, 1, 8, 16, 1), backend="mosaic_gpu", chunk=24)
     with pytest.raises(ValueError, match="multiple of 8 on a TPU"):
         selective_scan(**problem(1, 8, 1, 8, 8, 1), backend="pallas_tpu", chunk=12)
 
@@ -102,24 +152,35 @@ def test_kernels_compile_for_the_real_target(wheel, target):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_rows_and_channels_split_over_devices():
-    """On four virtual devices: the same y and gradients as on one."""
-    code = """
+@pytest.mark.parametrize(
+    ("backend", "sides"), [("auto", (2, 2)), ("pallas_tpu", (2, 2)), ("mosaic_gpu", (1, 1))], ids=lambda x: str(x)
+)
+def test_rows_and_channels_split_over_devices(backend, sides):
+    """On four virtual devices: the same y and gradients as on one. (JAX's interpreter of GPU kernels keeps one state
+    for all devices of a process, so that kernel runs as the only shard of a mesh of one device.)"""
+    code = f"""
 import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, "tests/unit")
+from functools import partial
 from test_scan import gradients, on, problem
-from medseg_jax.ops.scan import selective_scan
-mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-for r in (None, 2):
-    arrays = on(problem(b=2, length=12, k=2, d=4, ku=1, r=r), jnp.float32)
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 12, 8)), jnp.float32)
+from medseg_jax.ops.scan import mosaic_gpu, pallas_tpu, selective_scan
+for kernels in (mosaic_gpu, pallas_tpu):
+    name = kernels.__name__.split(".")[-1]
+    setattr(kernels, name, partial(getattr(kernels, name), interpret=True))
+mesh = jax.make_mesh({sides}, ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+both = {{"rows": "data", "channels": "model"}}
+every = [both, {{"rows": "data"}}, {{"channels": "model"}}] if {backend == "auto"} else [both]
+for r in (None, 2) if {backend == "auto"} else (None,):
+    arrays = on(problem(b=2, length=8, k=2, d=4, n=8 if {backend == "mosaic_gpu"} else 2, ku=1, r=r), jnp.float32)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8)), jnp.float32)
     expected = gradients(arrays, weight, reverse=(False, True), backend="reference")
-    for split in ({"rows": "data"}, {"channels": "model"}, {"rows": "data", "channels": "model"}):
-        y = jax.jit(lambda a: selective_scan(**a, reverse=(False, True), backend="chunked", mesh=mesh, **split))(arrays)
-        np.testing.assert_allclose(y, selective_scan(**arrays, reverse=(False, True), backend="reference"), atol=1e-5)
-        found = gradients(arrays, weight, reverse=(False, True), backend="chunked", mesh=mesh, **split)
+    for split in every:
+        options = dict(backend={backend!r}, mesh=mesh, reverse=(False, True), chunk=8, **split)
+        y = selective_scan(**arrays, reverse=(False, True), backend="reference")
+        np.testing.assert_allclose(jax.jit(partial(selective_scan, **options))(**arrays), y, atol=1e-5)
+        found = gradients(arrays, weight, **options)
         for name in arrays:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=f"{split} {name}")
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=f"{{split}} {{name}}")
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

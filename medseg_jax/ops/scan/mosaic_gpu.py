@@ -19,7 +19,17 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
+from medseg_jax.ops.scan.choice import gpu_states
+from medseg_jax.ops.scan.fold import Axes, foldable
+from medseg_jax.ops.scan.problem import (
+    Parameters,
+    Sequences,
+    pad_channels,
+    pad_states,
+    pad_time,
+    project_delta,
+    state_dtype,
+)
 
 LANES = 128
 SLAB = 64
@@ -29,66 +39,110 @@ CHANNEL = plgpu.Layout.WG_STRIDED((LANES,), 1)
 
 
 class Tiles(NamedTuple):
-    """Steps between kept states, the time direction of each group, and whether Pallas interprets the kernel."""
+    """How one call is cut, and whether Pallas interprets the kernel."""
 
-    chunk: int
-    flags: tuple[bool, ...]
+    flags: tuple[bool, ...]  # time runs backwards, one a group
+    width: int  # channels of a group
+    chunk: int  # steps between kept states
     interpret: bool = False
 
 
 def mosaic_gpu(
     seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
 ) -> Array:
-    """All groups in one call -> y [b, l, k, d] in u's dtype. n is 8, 16 or 32, `chunk` a multiple of 8."""
+    """All groups in one call -> y [b, l, k, d] in u's dtype. n is at most 32, `chunk` a multiple of 8."""
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the GPU kernel has float32 states; use backend='chunked' for float64")
-    n, chunk = par.A.shape[-1], chunk or 16
-    if n not in (8, 16, 32) or chunk % 8:
-        raise ValueError(f"the GPU kernel takes 8, 16 or 32 states and chunks of a multiple of 8, not {n} and {chunk}")
+    states = par.A.shape[-1]
+    n, chunk = gpu_states(states), chunk or (16 if states <= 16 else 8)
+    if not n or chunk % 8 or chunk * n > 256:
+        raise ValueError(
+            "the GPU kernel takes up to 32 states, rounded up to 8, 16 or 32, and chunks of a multiple of 8 with at "
+            f"most 256 states in all, not {states} states and chunks of {chunk}; use backend='chunked'"
+        )
+    seq, par = pad_states(seq, par, n - states)
     seq, par = project_delta(seq, par)
     _, length, k, d = seq.delta.shape
     seq, par = pad_time(*pad_channels(seq, par, -d % LANES), chunk)
-    u = jnp.tile(seq.u, (1, 1, k // seq.u.shape[2], 1))
+
+    def flat(x):
+        return x.reshape(*x.shape[:2], -1)
+
     BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32).swapaxes(1, 2)  # [b, k, l, 2n]
     A = jnp.moveaxis(par.A, -1, 0).reshape(n, -1).astype(jnp.float32)  # [n, c]
     pair = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
-    tiles = Tiles(chunk, flags, interpret)
-    y = _scan(u.reshape(*u.shape[:2], -1), seq.delta.reshape(*u.shape[:2], -1), BC, A, pair, tiles)
-    return y.reshape(*u.shape)[:, :length, :, :d]
+    y = _scan(flat(seq.u), flat(seq.delta), BC, A, pair, Tiles(flags, par.A.shape[1], chunk, interpret))
+    return y.reshape(*y.shape[:2], k, -1)[:, :length, :, :d]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _scan(u: Array, delta: Array, BC: Array, A: Array, pair: Array, tiles: Tiles) -> Array:
-    return _forward(u, delta, BC, A, pair, tiles, keep=False)[0]
+    at = _axes(tiles)
+    return foldable(_forward, tiles, at.inputs, (at.wide,))(u, delta, BC, A, pair)[0]
 
 
-def _forward(u, delta, BC, A, pair, tiles: Tiles, keep: bool):
-    (b, length, c), n = u.shape, A.shape[0]
+def _keep(u, delta, BC, A, pair, tiles):
+    at, inputs = _axes(tiles), (u, delta, BC, A, pair)
+    y, boundaries = foldable(_forward_and_keep, tiles, at.inputs, (at.wide, at.boundaries))(*inputs)
+    return y, (*inputs, boundaries)
+
+
+def _grads(tiles: Tiles, saved, dy):
+    at = _axes(tiles)
+    call = foldable(_backward, tiles, (*at.inputs, at.boundaries, at.wide), (at.wide, at.wide, at.narrow, *at.sums))
+    du, ddelta, dBC, dA, dpair = call(*saved, dy)
+    return du, ddelta, dBC, dA.sum(0), dpair.sum(0)
+
+
+_scan.defvjp(_keep, _grads)
+
+
+class _Arrays(NamedTuple):
+    inputs: tuple[Axes, ...]
+    wide: Axes
+    narrow: Axes
+    boundaries: Axes
+    sums: tuple[Axes, Axes]
+
+
+def _axes(tiles: Tiles) -> _Arrays:
+    """Rows and groups of u, delta, BC, A and the pair; of boundaries [t, b, n, c] and of sums over time [b, ., c]."""
+    wide, narrow, shared = Axes(0, 2, tiles.width), Axes(0, 1), Axes(None, 1, tiles.width)
+    return _Arrays((wide, wide, narrow, shared, shared), wide, narrow, Axes(1, 3, tiles.width), (wide, wide))
+
+
+def _forward(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
+    return _run_forward(tiles, *inputs, keep=False)
+
+
+def _forward_and_keep(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
+    """y, and the state [t, b, n, c] that enters each chunk of steps."""
+    return _run_forward(tiles, *inputs, keep=True)
+
+
+def _run_forward(tiles: Tiles, u, delta, BC, A, pair, keep: bool) -> tuple[Array, ...]:
+    (b, length, c), n = delta.shape, A.shape[0]
     boundaries = jax.ShapeDtypeStruct((length // tiles.chunk, b, n, c), jnp.float32)
     tile, narrow = _tile(tiles), plgpu.SMEM((tiles.chunk, 2 * n), jnp.float32)
     return _call(
         functools.partial(_forward_kernel, tiles, BC.shape[1], n, keep),
-        (jax.ShapeDtypeStruct(u.shape, u.dtype), *([boundaries] if keep else [])),
+        (jax.ShapeDtypeStruct(delta.shape, u.dtype), *([boundaries] if keep else [])),
         (b, c // LANES),
         [tile(u), tile(delta), narrow, tile(u), plgpu.Barrier(num_arrivals=3)],
         tiles,
     )(u, delta, BC, A, pair)
 
 
-def _keep(u, delta, BC, A, pair, tiles):
-    y, boundaries = _forward(u, delta, BC, A, pair, tiles, keep=True)
-    return y, (u, delta, BC, A, pair, boundaries)
-
-
-def _backward(tiles: Tiles, saved, dy):
-    u, delta, BC, A, pair, boundaries = saved
-    (b, length, c), (k, n), f32 = u.shape, (BC.shape[1], A.shape[0]), jnp.float32
+def _backward(tiles: Tiles, u, delta, BC, A, pair, boundaries, dy) -> tuple[Array, ...]:
+    """du, ddelta, dBC, and of each row dA [b, n, c], d(skip and bias) [b, 2, c]."""
+    (b, length, c), (k, n), f32 = delta.shape, (BC.shape[1], A.shape[0]), jnp.float32
     blocks = c // LANES
-    tile = _tile(tiles)
+    tile, shared = _tile(tiles), u.shape != delta.shape
+    more = jax.ShapeDtypeStruct(delta.shape, f32 if shared else u.dtype)
     du, ddelta, dBC, dA, dpair = _call(
         functools.partial(_backward_kernel, tiles, k, n),
         (
-            jax.ShapeDtypeStruct(u.shape, u.dtype),
+            more,
             jax.ShapeDtypeStruct(delta.shape, delta.dtype),
             jax.ShapeDtypeStruct((b, blocks, 2, length * n), f32),
             jax.ShapeDtypeStruct((b, n, c), f32),
@@ -98,18 +152,17 @@ def _backward(tiles: Tiles, saved, dy):
         [
             *(tile(x) for x in (u, delta, dy)),
             plgpu.SMEM((tiles.chunk, 2 * n), f32),
-            *(tile(x) for x in (u, delta)),
+            *(tile(x) for x in (more, delta)),
             plgpu.SMEM((tiles.chunk, n, LANES), f32),  # h before each step
             plgpu.SMEM((SLAB, LANES), f32),
             plgpu.Barrier(num_arrivals=4),
         ],
         tiles,
-    )(u, delta, BC, A, pair, dy, boundaries)
+    )(u, delta, BC, A, pair, boundaries, dy)
+    if shared:
+        du = du.reshape(b, length, -1, u.shape[-1]).sum(2).astype(u.dtype)
     dBC = dBC.reshape(b, k, blocks // k, 2, length, n).sum(2)  # [b, k, 2, l, n]
-    return du, ddelta, jnp.concatenate([dBC[:, :, 0], dBC[:, :, 1]], -1), dA.sum(0), dpair.sum(0)
-
-
-_scan.defvjp(_keep, _backward)
+    return du, ddelta, jnp.concatenate([dBC[:, :, 0], dBC[:, :, 1]], -1), dA, dpair
 
 
 def _tile(tiles: Tiles):
@@ -131,12 +184,13 @@ def _call(kernel, out_type, grid, scratch, tiles: Tiles):
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 
-def _where(tiles: Tiles, k: int, channels: int):
-    """This warpgroup's row, channels and group, and whether the group's time runs backwards."""
+def _where(tiles: Tiles, k: int, channels: int, channels_of_u: int):
+    """This warpgroup's row, block, channels, those of u, group, and whether the group's time runs backwards."""
     row, block = lax.axis_index("row"), lax.axis_index("block")
     group = block // (channels // LANES // k)
     backwards = functools.reduce(jnp.logical_or, [group == i for i, f in enumerate(tiles.flags) if f], group < 0)
-    return row, block, pl.ds(block * LANES, LANES), group, backwards
+    lanes, source = (pl.ds(i * LANES, LANES) for i in (block, block % (channels_of_u // LANES)))
+    return row, block, lanes, source, group, backwards
 
 
 def _load(ref, *index) -> Array:
@@ -160,7 +214,7 @@ def _softplus(x):
 
 def _forward_kernel(tiles: Tiles, k, n, keep, u_in, delta_in, BC_in, A_in, pair_in, y_out, *rest):
     h_out, (u_ref, delta_ref, BC_ref, y_ref, arrived) = (rest[0] if keep else None), rest[-5:]
-    row, _, lanes, group, backwards = _where(tiles, k, u_in.shape[-1])
+    row, _, lanes, source, group, backwards = _where(tiles, k, delta_in.shape[-1], u_in.shape[-1])
     chunk, count = tiles.chunk, u_in.shape[1] // tiles.chunk
     A = [_load(A_in, m, lanes) * LOG2E for m in range(n)]
     skip, bias = _load(pair_in, 0, lanes), _load(pair_in, 1, lanes)
@@ -168,7 +222,7 @@ def _forward_kernel(tiles: Tiles, k, n, keep, u_in, delta_in, BC_in, A_in, pair_
     def one_chunk(i, h):
         i = jnp.where(backwards, count - 1 - i, i)
         steps = pl.ds(i * chunk, chunk)
-        plgpu.copy_gmem_to_smem(u_in.at[row, steps, lanes], u_ref, arrived)
+        plgpu.copy_gmem_to_smem(u_in.at[row, steps, source], u_ref, arrived)
         plgpu.copy_gmem_to_smem(delta_in.at[row, steps, lanes], delta_ref, arrived)
         plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref, arrived)
         if h_out is not None:
@@ -198,11 +252,11 @@ def _forward_kernel(tiles: Tiles, k, n, keep, u_in, delta_in, BC_in, A_in, pair_
 
 
 def _backward_kernel(
-    tiles: Tiles, k, n, u_in, delta_in, BC_in, A_in, pair_in, dy_in, h_in,
+    tiles: Tiles, k, n, u_in, delta_in, BC_in, A_in, pair_in, h_in, dy_in,
     du_out, ddelta_out, dBC_out, dA_out, dpair_out,
     u_ref, delta_ref, dy_ref, BC_ref, du_ref, ddelta_ref, h_ref, slab_ref, arrived,
 ):  # fmt: skip
-    row, block, lanes, group, backwards = _where(tiles, k, u_in.shape[-1])
+    row, block, lanes, source, group, backwards = _where(tiles, k, delta_in.shape[-1], u_in.shape[-1])
     chunk, count = tiles.chunk, u_in.shape[1] // tiles.chunk
     A = [_load(A_in, m, lanes) * LOG2E for m in range(n)]
     skip, bias = _load(pair_in, 0, lanes), _load(pair_in, 1, lanes)
@@ -219,7 +273,8 @@ def _backward_kernel(
         g, dA, dskip, dbias = carry
         i = jnp.where(backwards, i, count - 1 - i)
         steps = pl.ds(i * chunk, chunk)
-        for whole, part in ((u_in, u_ref), (delta_in, delta_ref), (dy_in, dy_ref)):
+        plgpu.copy_gmem_to_smem(u_in.at[row, steps, source], u_ref, arrived)
+        for whole, part in ((delta_in, delta_ref), (dy_in, dy_ref)):
             plgpu.copy_gmem_to_smem(whole.at[row, steps, lanes], part, arrived)
         plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref, arrived)
         plgpu.barrier_wait(arrived)

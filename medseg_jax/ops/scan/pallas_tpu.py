@@ -24,6 +24,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from medseg_jax.ops.scan.fold import Axes, foldable
 from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
 
 LANES = 128
@@ -33,12 +34,12 @@ VMEM = 60 * 2**20
 
 
 class Tiles(NamedTuple):
-    """How one call is cut: batch rows, steps and groups of one grid cell, and whether Pallas interprets the kernel."""
+    """How one call is cut, and whether Pallas interprets the kernel."""
 
-    rows: int
-    chunk: int
-    groups: int
-    flags: tuple[bool, ...]  # time runs backwards, one a block of groups
+    flags: tuple[bool, ...]  # time runs backwards, one a block of channels
+    width: int  # channels of a block
+    groups: int  # groups that they belong to, 1 or 2
+    chunk: int  # steps of a grid cell
     interpret: bool = False
 
 
@@ -49,7 +50,7 @@ def pallas_tpu(
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the TPU kernel has float32 states; use backend='chunked' for float64")
     seq, par = project_delta(seq, par)
-    b, length, k, d = seq.delta.shape
+    _, length, k, d = seq.delta.shape
     chunk = chunk or next((c for c in (32, 24, 16) if length % c == 0), min(32, 8 * -(-length // 8)))
     if chunk % 8:
         raise ValueError(f"chunk must be a multiple of 8 on a TPU, not {chunk}")
@@ -57,9 +58,8 @@ def pallas_tpu(
     if d % LANES and not paired:
         seq, par = pad_channels(seq, par, -d % LANES)
     groups = 2 if paired else 1
-    rows = max(r for r in range(1, 9) if b % r == 0)
     seq, par = pad_time(seq, par, chunk)
-    tiles = Tiles(rows, chunk, groups, flags[::groups], interpret)
+    tiles = Tiles(flags[::groups], groups * seq.delta.shape[3], groups, chunk, interpret)
 
     def flat(x):
         return x.reshape(*x.shape[:2], -1)
@@ -69,15 +69,56 @@ def pallas_tpu(
     A = jnp.moveaxis(par.A, -1, 0).reshape(par.A.shape[-1], -1).astype(jnp.float32)  # [n, c]
     skip_and_bias = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
     y = _scan(flat(seq.u), flat(seq.delta), BC, A, skip_and_bias, tiles)
-    return y.reshape(b, -1, k, y.shape[-1] // k)[:, :length, :, :d]
+    return y.reshape(*y.shape[:2], k, -1)[:, :length, :, :d]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _scan(u: Array, delta: Array, BC: Array, A: Array, skip_and_bias: Array, tiles: Tiles) -> Array:
-    return _forward(u, delta, BC, A, skip_and_bias, tiles, keep=False)[0]
+    at = _axes(tiles)
+    return foldable(_forward, tiles, at.inputs, (at.wide,))(u, delta, BC, A, skip_and_bias)[0]
 
 
-def _forward(u, delta, BC, A, skip_and_bias, tiles: Tiles, keep: bool):
+def _keep(u, delta, BC, A, skip_and_bias, tiles):
+    at, inputs = _axes(tiles), (u, delta, BC, A, skip_and_bias)
+    y, boundaries = foldable(_forward_and_keep, tiles, at.inputs, (at.wide, at.boundaries))(*inputs)
+    return y, (*inputs, boundaries)
+
+
+def _grads(tiles: Tiles, saved, dy):
+    at = _axes(tiles)
+    call = foldable(_backward, tiles, (*at.inputs, at.boundaries, at.wide), (at.wide, at.wide, at.narrow, *at.sums))
+    du, ddelta, dBC, dA, dpair = call(*saved, dy)
+    return du, ddelta, dBC, dA.sum(0), dpair.sum(0)
+
+
+_scan.defvjp(_keep, _grads)
+
+
+class _Arrays(NamedTuple):
+    inputs: tuple[Axes, ...]
+    wide: Axes
+    narrow: Axes
+    boundaries: Axes
+    sums: tuple[Axes, Axes]
+
+
+def _axes(tiles: Tiles) -> _Arrays:
+    """Rows and blocks of u, delta, BC, A and the pair; of boundaries [t, n, b, c] and of sums over time [b, ., c]."""
+    wide, narrow, shared = Axes(0, 2, tiles.width), Axes(1, 0), Axes(None, 1, tiles.width)
+    return _Arrays((wide, wide, narrow, shared, shared), wide, narrow, Axes(2, 3, tiles.width), (wide, wide))
+
+
+def _forward(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
+    return _run_forward(tiles, *inputs, keep=False)
+
+
+def _forward_and_keep(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
+    """y, and the state [t, n, b, c] that enters each chunk of steps."""
+    y, boundaries = _run_forward(tiles, *inputs, keep=True)
+    return y, _whole_rows(boundaries, 1)
+
+
+def _run_forward(tiles: Tiles, u, delta, BC, A, skip_and_bias, keep: bool) -> tuple[Array, ...]:
     at = _Specs(u, delta, BC, A, tiles, backward=False)
     out_shape, out_specs = [jax.ShapeDtypeStruct(delta.shape, u.dtype)], [at.wide]
     if keep:
@@ -92,42 +133,42 @@ def _forward(u, delta, BC, A, skip_and_bias, tiles: Tiles, keep: bool):
     )(u, delta, BC, A, skip_and_bias)
 
 
-def _keep(u, delta, BC, A, skip_and_bias, tiles):
-    y, boundaries = _forward(u, delta, BC, A, skip_and_bias, tiles, keep=True)
-    return y, (u, delta, BC, A, skip_and_bias, boundaries)
-
-
-def _backward(tiles: Tiles, saved, dy):
-    u, delta, BC, A, skip_and_bias, boundaries = saved
+def _backward(tiles: Tiles, u, delta, BC, A, skip_and_bias, boundaries, dy) -> tuple[Array, ...]:
+    """du, ddelta, dBC, and of each row dA [b, n, c], d(skip and bias) [b, 2, c]."""
     at = _Specs(u, delta, BC, A, tiles, backward=True)
     f32, rows = jnp.float32, u.shape[0]
+    boundaries = boundaries.reshape(*boundaries.shape[:2], -1, at.rows, A.shape[1]).swapaxes(1, 2)
     du, ddelta, dBC, dA, dpair = at.call(
         functools.partial(_backward_kernel, at),
         "selective_scan_backward",
-        in_specs=[at.source, at.wide, at.narrow, at.states, at.pair, at.wide, at.boundary],
+        in_specs=[at.source, at.wide, at.narrow, at.states, at.pair, at.boundary, at.wide],
         out_specs=[at.wide, at.wide, at.narrow, at.state_sums, at.pair_sums],
         out_shape=[
             jax.ShapeDtypeStruct(delta.shape, u.dtype if u.shape == delta.shape else f32),
             jax.ShapeDtypeStruct(delta.shape, delta.dtype),
             jax.ShapeDtypeStruct(BC.shape, f32),
-            jax.ShapeDtypeStruct((rows // tiles.rows, *A.shape[:1], tiles.rows, A.shape[1]), f32),
-            jax.ShapeDtypeStruct((rows // tiles.rows, 2, tiles.rows, A.shape[1]), f32),
+            jax.ShapeDtypeStruct((rows // at.rows, *A.shape[:1], at.rows, A.shape[1]), f32),
+            jax.ShapeDtypeStruct((rows // at.rows, 2, at.rows, A.shape[1]), f32),
         ],
         scratch=[
             at.state_scratch,
             at.spread_scratch,
-            pltpu.VMEM((tiles.chunk, at.n, tiles.rows, LANES), f32),  # h before each step
+            pltpu.VMEM((tiles.chunk, at.n, at.rows, LANES), f32),  # h before each step
             at.spread_scratch,  # dB and dC before the sum over lanes
             at.step_scratch(3),
             at.step_scratch(2),
         ],
-    )(u, delta, BC, A, skip_and_bias, dy, boundaries)
+    )(u, delta, BC, A, skip_and_bias, boundaries, dy)
     if u.shape != delta.shape:  # groups that share a sequence
         du = du.reshape(*du.shape[:2], -1, u.shape[-1]).sum(2).astype(u.dtype)
-    return du, ddelta, dBC, dA.sum((0, 2)), dpair.sum((0, 2))
+    return du, ddelta, dBC, *(jnp.moveaxis(_whole_rows(x, 0), 1, 0) for x in (dA, dpair))
 
 
-_scan.defvjp(_keep, _backward)
+def _whole_rows(x: Array, axis: int) -> Array:
+    """Row tiles [.., b / rows, n, rows, c] -> [.., n, b, c]."""
+    x = jnp.moveaxis(x, axis, axis + 1)
+    return x.reshape(*x.shape[: axis + 1], -1, x.shape[-1])
+
 
 # ------------------------------------------------------------------------------------------- blocks, and where they lie
 
@@ -138,9 +179,8 @@ class _Specs:
     def __init__(self, u: Array, delta: Array, BC: Array, A: Array, tiles: Tiles, backward: bool):
         self.tiles, self.n = tiles, A.shape[0]
         self.unroll = 1 if tiles.interpret else 4  # 4: hides the latency of the recurrence
-        rows, chunk, groups = tiles.rows, tiles.chunk, tiles.groups
-        count = len(tiles.flags)
-        self.width = width = delta.shape[-1] // count
+        rows = self.rows = max(r for r in range(1, 9) if delta.shape[0] % r == 0)
+        width, chunk, groups, count = tiles.width, tiles.chunk, tiles.groups, len(tiles.flags)
         self.grid = (delta.shape[0] // rows, count, delta.shape[1] // chunk)
         sources, last = u.shape[-1] // width, self.grid[2] - 1
 
@@ -162,7 +202,7 @@ class _Specs:
 
     def step_scratch(self, count: int):
         """Room for some arrays of one lane block, [count, chunk, rows, 128]: a register a step."""
-        return pltpu.VMEM((count, self.tiles.chunk, self.tiles.rows, LANES), jnp.float32)
+        return pltpu.VMEM((count, self.tiles.chunk, self.rows, LANES), jnp.float32)
 
     def call(self, kernel, name, *, in_specs, out_specs, out_shape, scratch):
         spec = pltpu.PrefetchScalarGridSpec(
@@ -181,15 +221,15 @@ class _Specs:
 
     def lane_blocks(self, body) -> None:
         """body(lanes, groups, cut) for each 128 channels: `groups` are two where lane `cut` starts another one."""
-        d = self.width // self.tiles.groups
+        d = self.tiles.width // self.tiles.groups
         if self.tiles.groups == 1:
 
             def one(j, _):
                 body(pl.ds(pl.multiple_of(j * LANES, LANES), LANES), (0,), LANES)
 
-            lax.fori_loop(0, self.width // LANES, one, None)
+            lax.fori_loop(0, self.tiles.width // LANES, one, None)
             return
-        for j in range(self.width // LANES):
+        for j in range(self.tiles.width // LANES):
             first, last = j * LANES // d, (j * LANES + LANES - 1) // d
             body(pl.ds(j * LANES, LANES), tuple(dict.fromkeys((first, last))), d - j * LANES)
 
@@ -220,7 +260,7 @@ def _spread(at: _Specs, BC_ref, spread_ref) -> None:
         for column in range(at.tiles.groups * 2 * at.n):
             group, m = divmod(column, 2 * at.n)
             for i in range(8):
-                wide = jnp.broadcast_to(tile[i, :, column : column + 1], (at.tiles.rows, LANES))
+                wide = jnp.broadcast_to(tile[i, :, column : column + 1], (at.rows, LANES))
                 spread_ref[group, steps.start + i, m] = wide
 
     _eights(at, body)
@@ -240,7 +280,7 @@ def _softplus(x):
 
 def _per_channel(at: _Specs, A_ref, pair_ref, lanes):
     """A log2(e) of each state, D and the bias, one register each."""
-    shape = at.tiles.rows, LANES
+    shape = at.rows, LANES
     A = [jnp.broadcast_to(A_ref[m : m + 1, lanes], shape) * LOG2E for m in range(at.n)]
     return A, *(jnp.broadcast_to(pair_ref[i : i + 1, lanes], shape) for i in (0, 1))
 
@@ -293,10 +333,10 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
 
 
 def _backward_kernel(
-    at: _Specs, flags, u_ref, delta_ref, BC_ref, A_ref, pair_ref, dy_ref, boundary_ref,
+    at: _Specs, flags, u_ref, delta_ref, BC_ref, A_ref, pair_ref, boundary_ref, dy_ref,
     du_ref, ddelta_ref, dBC_ref, dA_ref, dpair_ref, g_ref, spread_ref, h_ref, sum_ref, step_ref, out_ref,
 ):  # fmt: skip
-    n, chunk, rows = at.n, at.tiles.chunk, at.tiles.rows
+    n, chunk, rows = at.n, at.tiles.chunk, at.rows
     backwards = flags[pl.program_id(1)]
 
     @pl.when(pl.program_id(2) == 0)

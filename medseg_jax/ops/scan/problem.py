@@ -81,6 +81,17 @@ def pad_channels(seq: Sequences, par: Parameters, more: int) -> tuple[Sequences,
     return seq, jax.tree.map(lambda p: pad(p, 1), par)
 
 
+def pad_states(seq: Sequences, par: Parameters, more: int) -> tuple[Sequences, Parameters]:
+    """Appends states that nothing enters or leaves."""
+    if not more:
+        return seq, par
+
+    def pad(x):
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
+
+    return seq._replace(B=pad(seq.B), C=pad(seq.C)), par._replace(A=pad(par.A))
+
+
 def project_delta(seq: Sequences, par: Parameters) -> tuple[Sequences, Parameters]:
     """delta for all of l, for the kernels that do not project it themselves."""
     if par.delta_weight is None:

@@ -1,15 +1,18 @@
 """The selective scan of Mamba-1, for every platform. `selective_scan` checks, chooses a backend and calls it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from medseg_jax.ops.scan.choice import chosen_backend
 from medseg_jax.ops.scan.chunked import chunked
-from medseg_jax.ops.scan.problem import Parameters, Sequences, pick
+from medseg_jax.ops.scan.problem import Parameters, Sequences, pick, state_dtype
 from medseg_jax.ops.scan.reference import associative, reference
 
 type Backend = Literal["auto", "reference", "associative", "chunked", "pallas_tpu", "mosaic_gpu"]
@@ -51,7 +54,8 @@ def selective_scan(
         reverse: run time backwards, for all groups or one flag a group. Nothing is flipped: y_t stays at t.
         backend: "reference" (`lax.scan`) and "associative" keep all states for the backward pass; "chunked" runs
             everywhere and keeps chunk boundaries; "pallas_tpu" and "mosaic_gpu" (Hopper or newer) are kernels. "auto"
-            takes the kernel of the platform that JAX runs on when it traces, "chunked" on a CPU.
+            is decided when the program is lowered, by the platform it is lowered for: `chosen_backend(platform)` says
+            what is taken and why. Where sizes are symbolic (`jax.export`) it is "chunked".
         chunk: steps between the states kept for the backward pass (every backend has a default that suits it).
         mesh: with `rows` and/or `channels`, run one scan per device of this mesh (kernels cannot be split by the
             compiler): `rows` names the axes that split b, `channels` the axis that splits d within each group; the
@@ -68,11 +72,7 @@ def selective_scan(
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is the number of steps between kept states, at least 1, not {chunk}")
-    by_platform = {"tpu": "pallas_tpu", "gpu": "mosaic_gpu"}
-    chosen = by_platform.get(jax.default_backend(), "chunked") if backend == "auto" else backend
-
-    def scan(seq: Sequences, par: Parameters) -> Array:
-        return _one_device(seq, par, flags, chosen, chunk)
+    scan = functools.partial(_auto if backend == "auto" else _one_device, flags=flags, backend=backend, chunk=chunk)
 
     if rows is not None or channels is not None:
         if mesh is None:
@@ -82,6 +82,19 @@ def selective_scan(
     return y.reshape(*y.shape[:2], -1)
 
 
+def _auto(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backend: str, chunk: int | None) -> Array:
+    """All kernels that could be meant are traced; the lowering keeps that of its platform."""
+    del backend
+    scan = functools.partial(_one_device, flags=flags, chunk=chunk)
+    sizes_known = all(isinstance(size, int) for x in seq for size in x.shape)
+    asked = {"states": par.A.shape[-1], "dtype": state_dtype(*seq, par.A), "chunk": chunk}
+    chosen = {platform: chosen_backend(platform, **asked).backend for platform in ("tpu", "cuda") if sizes_known}
+    kernels = {p: functools.partial(scan, backend=name) for p, name in chosen.items() if name != "chunked"}
+    default = functools.partial(scan, backend="chunked")
+    return lax.platform_dependent(seq, par, **kernels, default=default) if kernels else default(seq, par)
+
+
+@functools.partial(jax.jit, static_argnames=("flags", "backend", "chunk"))
 def _one_device(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backend: str, chunk: int | None) -> Array:
     """y [b, l, k, d]. The plain forms scan one time direction at a time, the others all groups in one call."""
     if backend == "pallas_tpu":
