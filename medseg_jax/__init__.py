@@ -16,10 +16,14 @@ __version__ = "0.1.0"
 _HOME = {
     "Augment": "data.augment",
     "Config": "config",
+    "DSU": "methods.domain_generalisation",
     "Dataset": "data.dataset",
+    "FourierMixing": "methods.domain_generalisation",
     "Group": "config",
     "Labels": "types",
+    "MambaSea": "methods.mamba_sea",
     "Mix": "data.pipeline",
+    "MixStyle": "methods.domain_generalisation",
     "Optim": "config",
     "Plan": "data.plan",
     "ResEncUNet": "models.resenc",
@@ -39,6 +43,7 @@ _HOME = {
     "report": "evaluation.report",
     "train": "training.train",
     "train_folds": "training.folds",
+    "train_hold_out": "training.hold_out",
     "verify": "evaluation.verify",
 }
 
@@ -58,11 +63,14 @@ if TYPE_CHECKING:
     from medseg_jax.evaluation.report import report
     from medseg_jax.evaluation.verify import verify
     from medseg_jax.inference.predict import predict
+    from medseg_jax.methods.domain_generalisation import DSU, FourierMixing, MixStyle
+    from medseg_jax.methods.mamba_sea import MambaSea
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
     from medseg_jax.runtime.run import open_run
     from medseg_jax.training.folds import train_folds
+    from medseg_jax.training.hold_out import train_hold_out
     from medseg_jax.training.train import train
     from medseg_jax.types import Labels, UserError
 

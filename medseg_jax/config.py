@@ -119,6 +119,8 @@ class Config:
         tensorboard: also write TensorBoard files (extra `tensorboard`).
         fold: which fold of a cross-validation this run is, from 0; None = the data set's own split.
         folds: how many folds there are.
+        hold_out: domain that takes no part in training and selection, and is scored at the end; None = no domain is.
+        oracle: choose the best weights on the domain that is held out, as many articles do; only to compare with them.
     """
 
     data: str = "phantoms2d"
@@ -137,6 +139,8 @@ class Config:
     tensorboard: bool = False
     fold: int | None = None
     folds: int = 5
+    hold_out: str | None = None
+    oracle: bool = False
 
 
 # ---------------------------------------------------------------- loading
