@@ -1,4 +1,4 @@
-"""Building blocks of the networks: convolution, transposed convolution, normalisation, dropout, rematerialisation.
+"""Building blocks of the networks: convolutions, linear maps, normalisation, dropout, rematerialisation.
 
 Parameters are float32; `dtype` is the compute dtype. No block holds random state: keys come in at the call through
 `rngs`, a `nnx.Rngs` with a stream called "dropout".
@@ -7,7 +7,7 @@ Parameters are float32; `dtype` is the compute dtype. No block holds random stat
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,37 @@ class ConvTranspose(nnx.Module):
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *t o"]:
         y = conv_transpose(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.strides)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Linear(nnx.Module):
+    """Linear map of the last axis, [..., c] -> [..., o]; kernel [c, o] normal with deviation 0.02, bias [o] zero."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bias: bool = True,
+        dtype: jnp.dtype | str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (in_channels, out_channels)))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if bias else None
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... o"]:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over the last axis with a learned scale and bias; statistics are float32."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        self.scale, self.bias, self.eps = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels)), eps
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        return normalise(x, self.scale[...], self.bias[...], (x.ndim - 1,), self.eps, 1.0)[0]
 
 
 class Norm(nnx.Module):
@@ -204,17 +235,32 @@ def dropout(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None) -> Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
+def drop_path(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None) -> Array:
+    """Zeroes whole samples with probability `rate` and scales the rest: the branch of a residual block is skipped
+    (Huang et al. 2016, "Deep Networks with Stochastic Depth")."""
+    if not train or rate == 0:
+        return x
+    if rngs is None:
+        raise ValueError("drop path while training needs rngs=nnx.Rngs(dropout=key)")
+    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, (len(x), *(1,) * (x.ndim - 1)))
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
 def rematerialised(
-    module: Callable[..., Array], x: Array | tuple[Array, ...], train: bool, rngs: nnx.Rngs | None
+    module: Callable[..., Array],
+    x: Array | tuple[Array, ...],
+    train: bool,
+    rngs: nnx.Rngs | None,
+    **options: Any,
 ) -> Array:
-    """`module(x, train, rngs)`, whose inner activations are computed again in the backward pass instead of kept."""
+    """`module(x, train, rngs, **options)`, whose activations are computed again in the backward pass, not kept."""
     graph, state = nnx.split(module)
     key = None if rngs is None or not train else rngs.dropout()
 
     @jax.checkpoint
     def call(state, x, key):
         inner = nnx.merge(graph, state)
-        y = inner(x, train, None if key is None else nnx.Rngs(dropout=key))
+        y = inner(x, train, None if key is None else nnx.Rngs(dropout=key), **options)
         return y, nnx.state(inner, nnx.BatchStat)
 
     y, stats = call(state, x, key)

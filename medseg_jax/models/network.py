@@ -1,20 +1,26 @@
 """What the config of every network offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 from flax import nnx
+from jaxtyping import Array
 
 from medseg_jax.data.plan import Plan
+
+type Perturb = Callable[[Array], Array]
+"""Changes features [b, *s, c] on their way through a network (LSA, MixStyle, DSU). A network calls it at several
+places, always in the same order, so that it can count its calls and draw each time from another key."""
 
 
 @dataclass(frozen=True)
 class Network(ABC):
     """Config of a network: a frozen dataclass; `build` makes the NNX module that it describes.
 
-    The module is called as `module(x, train=False, rngs=None)` with x [b, *s, c] and returns a tuple of float32 logits
-    [b, *s, k], full resolution first; more than one only in training with deep supervision.
+    The module is called as `module(x, train=False, rngs=None, perturb=None)` with x [b, *s, c] and returns a tuple of
+    float32 logits [b, *s, k], full resolution first; more than one only in training with deep supervision.
     """
 
     @abstractmethod

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 
 from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, ConvBlock, ConvTranspose, NormKind, rematerialised
-from medseg_jax.models.network import Network
+from medseg_jax.models.network import Network, Perturb
 from medseg_jax.types import UserError
 
 PLANNED = ("dim", "features", "strides", "kernel_sizes")
@@ -151,11 +151,16 @@ class UNetModule(nnx.Module):
         self.remat = config.remat
 
     def __call__(
-        self, x: Float[Array, "b *s c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b *s c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b *t k"], ...]:
         """Logits, full resolution first; only these unless `train` and deep supervision.
 
-        UserError unless every axis of x is a multiple of the network's total stride. Dropout wants `rngs` in training.
+        `perturb` acts on the output of each encoder stage, skips included. Dropout wants `rngs` in training.
+        UserError unless every axis of x is a multiple of the network's total stride.
         """
         size = x.shape[1:-1]
         if len(size) != len(self.total_strides) or any(n % s for n, s in zip(size, self.total_strides, strict=True)):
@@ -168,6 +173,7 @@ class UNetModule(nnx.Module):
         skips = []
         for stage in self.encoder:
             x = run_stage(stage, x, train, rngs, self.remat)
+            x = x if perturb is None else perturb(x)
             skips.append(x)
         return self.decoder(skips, train, rngs)
 
