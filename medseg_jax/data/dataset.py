@@ -21,7 +21,7 @@ and one key of ours, every part of which is optional:
     medseg  {"version": 1, "unit": "mm" | "px", "overlapping": false, "scores": {"disc": [1, 2], "cup": 2},
              "cases": {"<id>": {"patient": "p1", "domain": "site0", "split": "train" | "val" | "test"}}}
 
-"scores" says what is scored instead of the classes, where rim and cup are predicted, say, but disc and cup are reported.
+"scores" says what is scored instead of the classes: disc and cup, say, where rim and cup are predicted.
 With "overlapping" the classes are stored as bit masks (bit i = class i); the lists in `labels` say so to nnU-Net, too.
 Where no split is given, patients are sorted and every 5th (the first, the sixth ...) validates; imagesTs is for tests.
 """

@@ -48,11 +48,9 @@ from medseg_jax.data.plan import Plan
 from medseg_jax.methods.objective import Fn, Tree
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.models.blocks import Norm
+from medseg_jax.models.network import Perturb
 from medseg_jax.ops.conv import conv
 from medseg_jax.types import Batch, UserError
-
-type Perturb = Callable[[Float[Array, "b *s d"]], Float[Array, "b *s d"]]
-"""What a network calls on its features while it trains."""
 
 type Mode = Literal["paper", "as_run", "head", "off"]
 
