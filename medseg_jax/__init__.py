@@ -19,11 +19,15 @@ _HOME = {
     "BCPUNet": "models.bcp_unet",
     "Config": "config",
     "CopyPaste": "methods.bcp",
+    "DSU": "methods.domain_generalisation",
     "Dataset": "data.dataset",
+    "FourierMixing": "methods.domain_generalisation",
     "Group": "config",
     "Labels": "types",
     "MeanTeacher": "methods.mean_teacher",
+    "MambaSea": "methods.mamba_sea",
     "Mix": "data.pipeline",
+    "MixStyle": "methods.domain_generalisation",
     "Optim": "config",
     "Plan": "data.plan",
     "ResEncUNet": "models.resenc",
@@ -47,6 +51,7 @@ _HOME = {
     "report": "evaluation.report",
     "train": "training.train",
     "train_folds": "training.folds",
+    "train_hold_out": "training.hold_out",
     "verify": "evaluation.verify",
 }
 
@@ -67,6 +72,8 @@ if TYPE_CHECKING:
     from medseg_jax.evaluation.verify import verify
     from medseg_jax.inference.predict import predict
     from medseg_jax.methods.bcp import BCP, CopyPaste
+    from medseg_jax.methods.domain_generalisation import DSU, FourierMixing, MixStyle
+    from medseg_jax.methods.mamba_sea import MambaSea
     from medseg_jax.methods.mean_teacher import MeanTeacher
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
@@ -77,6 +84,7 @@ if TYPE_CHECKING:
     from medseg_jax.models.xnet import XNet
     from medseg_jax.runtime.run import open_run
     from medseg_jax.training.folds import train_folds
+    from medseg_jax.training.hold_out import train_hold_out
     from medseg_jax.training.train import train
     from medseg_jax.types import Labels, UserError
 

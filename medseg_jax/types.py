@@ -112,6 +112,8 @@ class Labels:
         exclusive: True for softmax.
         order: value written for each region where no value has exactly the predicted memberships; later regions
             overwrite earlier ones (nnU-Net's regions_class_order).
+        scores: (name, values) of what the metrics judge instead of the classes, where these are not what one reports:
+            rim and cup exclude each other and are predicted, disc (both) and cup are scored.
     """
 
     names: tuple[str, ...]
@@ -119,6 +121,7 @@ class Labels:
     ignore: int | None = None
     exclusive: bool = True
     order: tuple[int, ...] | None = None
+    scores: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
     def simple(cls, *names: str, ignore: int | None = None) -> "Labels":
@@ -137,6 +140,14 @@ class Labels:
     def channels(self) -> int:
         """Output channels of a network: background + classes if exclusive, else one a class."""
         return len(self.names) + self.exclusive
+
+    @cached_property
+    def judged(self) -> "Labels":
+        """The labels that the metrics go by: `scores` as regions, or the classes themselves."""
+        if not self.scores:
+            return self
+        names, values = zip(*self.scores, strict=True)
+        return Labels(names, values, self.ignore, exclusive=False)
 
     @cached_property
     def known(self) -> frozenset[int]:

@@ -9,7 +9,8 @@ EPILOG = """CONFIG is a config .py file, a data set folder (made by medseg data 
 its plan), or an older run. Every field of the config can be overridden: --seed 1, --data FOLDER,
 --stages.0.optim.lr 3e-4, ... (medseg train CONFIG --fields lists them). The same command started again
 resumes where the run stopped. With --fold all, or --fold 0, --fold 1 ... one after the other or side by side, RUN
-becomes a cross-validation; once all folds are there, RUN/cross_validation holds their common scores. On several
+becomes a cross-validation; once all folds are there, RUN/cross_validation holds their common scores. With --hold-out
+DOMAIN, or all, training and selection know nothing of one site, which is scored at the end: RUN/hold_out.md. On several
 machines, start the same command on each of them: srun and TPU pods are recognised, else set COORDINATOR_ADDRESS,
 NUM_PROCESSES and PROCESS_ID."""
 
@@ -23,6 +24,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--fold", metavar="K", help="cross-validation: fold K (from 0), or all, in RUN/fold_K; --folds N, 5 by default"
     )
+    parser.add_argument(
+        "--hold-out", metavar="DOMAIN", help="leave a domain (site, scanner) out and score it; all: each in turn"
+    )
+    parser.add_argument(
+        "--oracle", action="store_true", help="with --hold-out: also choose weights on the domain itself, to compare"
+    )
     parser.add_argument("--fresh", action="store_true", help="throw away what is in RUN and start anew")
     parser.add_argument("--no-report", action="store_true", help="no final scores and report.html")
     parser.add_argument("--fields", action="store_true", help="list all fields of the config that can be overridden")
@@ -30,6 +37,10 @@ def main(argv: list[str]) -> int:
     parser.mind(rest)
     if args.fold is not None and args.fold != "all" and not args.fold.isdigit():
         parser.error(f"--fold must be a number or all, not {args.fold}")
+    if args.fold is not None and args.hold_out is not None:
+        parser.error("--fold and --hold-out are two ways to share out the cases: choose one")
+    if args.oracle and args.hold_out is None:
+        parser.error("--oracle needs --hold-out")
 
     from medseg_jax import config as configs
 
@@ -42,12 +53,16 @@ def main(argv: list[str]) -> int:
 
     from medseg_jax.runtime.distributed import joined
     from medseg_jax.training.folds import train_folds
+    from medseg_jax.training.hold_out import train_hold_out
     from medseg_jax.training.train import Interrupted, train
 
     out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
     with joined():
         try:
-            if args.fold is None:
+            if args.hold_out is not None:
+                domain = None if args.hold_out == "all" else args.hold_out
+                train_hold_out(loaded, out, domain, oracle=args.oracle, fresh=args.fresh, report=not args.no_report)
+            elif args.fold is None:
                 train(loaded, out, fresh=args.fresh, report=not args.no_report)
             else:
                 fold = None if args.fold == "all" else int(args.fold)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial, reduce
 from operator import and_, mul
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,34 @@ class Augment:
     def light(cls) -> "Augment":
         """Mirroring and intensity, no geometry: needs no larger sample and keeps every label voxel as it is."""
         return cls(p_rotation=0.0, p_scale=0.0)
+
+    @classmethod
+    def strong(cls, **fields: Any) -> "Augment":
+        """Intensities changed often and widely, so that unseen scanners look familiar; geometry as by default.
+
+        After BigAug (Zhang et al., IEEE TMI 39, 2020): every step with probability one half. The ranges are ours, for
+        images of mean 0 and deviation 1. For colour pictures add `p_color=0.5`.
+        """
+        wide = {
+            "p_noise": 0.5,
+            "noise": (0.0, 0.3),
+            "p_blur": 0.5,
+            "blur": (0.25, 1.5),
+            "p_channel": 1.0,
+            "p_low_resolution": 0.5,
+            "p_brightness": 0.5,
+            "brightness": (0.6, 1.5),
+            "p_shift": 0.5,
+            "shift": (-0.5, 0.5),
+            "p_contrast": 0.5,
+            "contrast": (0.5, 2.0),
+            "p_gamma": 0.5,
+            "gamma": (0.5, 2.0),
+            "p_gamma_inverted": 0.25,
+            "hue": 30.0,
+            "saturation": (0.5, 1.7),
+        }
+        return cls(**wide | fields)
 
     @property
     def moves(self) -> bool:

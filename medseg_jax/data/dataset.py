@@ -18,9 +18,10 @@ dataset.json holds nnU-Net's keys, so that nnU-Net reads the folder and a plain 
 
 and one key of ours, every part of which is optional:
 
-    medseg  {"version": 1, "unit": "mm" | "px", "overlapping": false,
+    medseg  {"version": 1, "unit": "mm" | "px", "overlapping": false, "scores": {"disc": [1, 2], "cup": 2},
              "cases": {"<id>": {"patient": "p1", "domain": "site0", "split": "train" | "val" | "test"}}}
 
+"scores" says what is scored instead of the classes: disc and cup, say, where rim and cup are predicted.
 With "overlapping" the classes are stored as bit masks (bit i = class i); the lists in `labels` say so to nnU-Net, too.
 Where no split is given, patients are sorted and every 5th (the first, the sixth ...) validates; imagesTs is for tests.
 """
@@ -118,7 +119,7 @@ class Dataset:
                     )
         content = self.description()
         order = None if self.labels.exclusive or self._overlapping else tuple(content["regions_class_order"])
-        if parse_labels(content, self._overlapping, file) != replace(self.labels, order=order):
+        if parse_labels(content, self._overlapping, file) != replace(self.labels, order=order, scores=()):
             raise UserError(
                 "dataset.json cannot express these labels",
                 file=file,
@@ -150,7 +151,10 @@ class Dataset:
         if any(image.parent != self.root / "imagesTr" for c in training for image in c.images):
             content["dataset"] = {c.id: self._relative_paths(c) for c in training}
         notes = {c.id: {k: v for k in ("patient", "domain", "split") if (v := getattr(c, k))} for c in self.cases}
-        ours = {"version": VERSION, "unit": self.unit, "overlapping": self._overlapping, "cases": notes}
+        ours: dict[str, Any] = {"version": VERSION, "unit": self.unit, "overlapping": self._overlapping}
+        if labels.scores:
+            ours["scores"] = {name: list(values) for name, values in labels.scores}
+        ours["cases"] = notes
         return {**content, **self.extra, "medseg": ours}
 
     @property

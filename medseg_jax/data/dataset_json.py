@@ -49,6 +49,7 @@ def parse_description(file: Path) -> Description:
     ending = _parse_ending(required(content, "file_ending", str, file), file)
     ours = _parse_medseg(content.get("medseg", {}), ending, file)
     labels = parse_labels(content, ours["overlapping"], file)
+    labels = replace(labels, scores=_parse_scores(ours["scores"], labels, file))
     channels = _parse_channels(required(content, "channel_names", dict, file), file)
     return Description(channels, labels, ending, ours["unit"], ours["cases"], content)
 
@@ -210,6 +211,7 @@ def _parse_medseg(ours: Any, ending: str, file: Path) -> dict[str, Any]:
         "version": VERSION,
         "unit": "mm" if io.SUFFIXES[ending] in io.PLACED else "px",
         "overlapping": False,
+        "scores": {},
         "cases": {},
     }
     if not isinstance(ours, dict):
@@ -238,6 +240,23 @@ def _parse_medseg(ours: Any, ending: str, file: Path) -> dict[str, Any]:
             close = did_you_mean(note["split"], SPLITS) or ", ".join(SPLITS)
             raise UserError(f"Case {id!r} has no such split", file=file, found=note["split"], expected=close)
     return ours
+
+
+def _parse_scores(given: Any, labels: Labels, file: Path) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What is scored instead of the classes: {"disc": [1, 2], "cup": 2}."""
+    if not isinstance(given, dict):
+        raise UserError('"scores" in dataset.json must be an object', file=file, found=json.dumps(given)[:80])
+    scores = tuple((name, _parse_values(name, value, file)) for name, value in given.items())
+    values = labels.known - {0, labels.ignore}
+    if odd := [name for name, vs in scores if not set(vs) <= values]:
+        expected = f"values of classes: {', '.join(map(str, sorted(values)[:20]))}"
+        raise UserError(
+            f'"scores" in dataset.json gives {odd[0]} a value that no class has',
+            file=file,
+            found=json.dumps({odd[0]: given[odd[0]]}),
+            expected=expected,
+        )
+    return scores
 
 
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str, file: Path) -> None:

@@ -180,7 +180,10 @@ def evaluate(
     if not 0 < lesion_iou <= 1:
         raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
     settings = Settings(nsd_tolerance, lesions, lesion_iou, cldice)
-    maps = _find_maps(Path(pred).absolute(), probabilities, found.pairs, notes)
+    if labels.scores and probabilities is not None:
+        raise UserError("Probabilities of regions that are scored instead of classes are not known", file=probabilities)
+    maps = {} if labels.scores else _find_maps(Path(pred).absolute(), probabilities, found.pairs, notes)
+    labels = labels.judged
     score = partial(_score_or_explain, labels=labels, settings=settings, maps=maps)
     scores, pooled = [], None
     with ThreadPoolExecutor(max(workers, 1)) as pool:

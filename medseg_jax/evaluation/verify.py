@@ -26,6 +26,7 @@ import numpy as np
 
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset, read_description, unknown_values
+from medseg_jax.data.views import fold_view, hold_out_view
 from medseg_jax.evaluation.evaluate import read_rows, summarise
 from medseg_jax.types import Labels, UserError
 
@@ -211,8 +212,15 @@ def _weights(run: Path) -> Iterator[Check]:
 
 
 def _dataset(run: Path) -> Dataset | None:
-    root = Path(_read(run / "run.json")["dataset"]["root"])
-    return Dataset.open(root) if (root / "dataset.json").is_file() else None
+    """The data set as the run saw it, or None if it is not where it was."""
+    record = _read(run / "run.json")
+    root, config = Path(record["dataset"]["root"]), record["config"]
+    if not (root / "dataset.json").is_file():
+        return None
+    dataset = Dataset.open(root)
+    if config.get("hold_out") is not None:
+        dataset = hold_out_view(dataset, config["hold_out"], oracle=config["oracle"])
+    return dataset if config.get("fold") is None else fold_view(dataset, config["fold"], config["folds"])
 
 
 def _data(run: Path) -> Iterator[Check]:

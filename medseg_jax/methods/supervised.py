@@ -56,8 +56,12 @@ class Supervised(Objective):
         weight = None if labels.ignore is None else jnp.asarray(labels.weights)[label]
         return jnp.asarray(labels.table)[label], weight
 
+    def forward(self, params: Tree, stats: Tree, image: Array, key: Array) -> tuple[tuple[Array, ...], Tree]:
+        """Logits and new statistics in training; what methods change that only augment."""
+        return self.fn.apply(params, stats, image, train=True, key=key)
+
     def loss(self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array):
-        logits, stats = self.fn.apply(params, aux["stats"], batch["image"], train=True, key=key)
+        logits, stats = self.forward(params, aux["stats"], batch["image"], key)
         target, weight = self.target(batch["label"])
 
         def one_scale(z, y, w):

@@ -24,39 +24,10 @@ from pathlib import Path
 from medseg_jax.config import Config
 from medseg_jax.data import io, synthetic
 from medseg_jax.data.dataset import Dataset
+from medseg_jax.data.views import fold_view
 from medseg_jax.runtime.log import say
 from medseg_jax.runtime.run import fold_folder
 from medseg_jax.types import UserError
-
-
-def fold_view(dataset: Dataset, fold: int, folds: int) -> Dataset:
-    """The data set as fold `fold` of `folds` sees it.
-
-    Raises:
-        UserError: there is no such fold, or there are fewer patients than folds.
-    """
-    owner = {case.id: case.patient or case.id for case in dataset.cases}
-    domains: dict[str, str] = {}
-    for case in dataset.cases:
-        if case.label is not None and case.split != "test":
-            domains[owner[case.id]] = min(case.domain, domains.get(owner[case.id], case.domain))
-    if not 0 <= fold < folds:
-        raise UserError("No such fold", found=f"fold {fold}", expected=f"0 to {folds - 1}, or all")
-    if not 2 <= folds <= len(domains):
-        raise UserError(
-            "The patients cannot be shared out among so many folds",
-            file=dataset.root,
-            found=f"{folds} folds, {len(domains)} patients with labels that are not for tests",
-            expected=f"2 to {len(domains)} folds",
-            remedy="--folds N",
-        )
-    order = sorted(domains, key=lambda patient: (domains[patient], patient))
-    validating = {patient for i, patient in enumerate(order) if i % folds == fold}
-    cases = (
-        case if case.split == "test" else replace(case, split="val" if owner[case.id] in validating else "train")
-        for case in dataset.cases
-    )
-    return replace(dataset, cases=tuple(cases))
 
 
 def train_folds(

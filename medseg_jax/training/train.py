@@ -31,7 +31,7 @@ from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
 from medseg_jax.data.verify import check_dataset
-from medseg_jax.data.views import labelled_view
+from medseg_jax.data.views import fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
 from medseg_jax.runtime import distributed, sharding
@@ -40,7 +40,6 @@ from medseg_jax.runtime.checkpoint import Checkpoints, file_sha256
 from medseg_jax.runtime.environment import describe, keep_freed_memory, use_compilation_cache
 from medseg_jax.runtime.log import Log, say
 from medseg_jax.runtime.run import open_run, stage_folder
-from medseg_jax.training.folds import fold_view
 from medseg_jax.training.optim import make_optimizer, schedule
 from medseg_jax.training.step import State, StepParts, init_state, make_step, prediction_weights
 from medseg_jax.training.validate import validate
@@ -126,16 +125,22 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
 
 def open_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The data set, and the view of it that the config has: its fold, its labelled patients."""
+    """The data set without what the config holds out, and the view of it that the config has (fold, labelled patients)."""
     whole = synthetic.open_data(config.data)
+    if config.hold_out is not None:
+        whole = hold_out_view(whole, config.hold_out, oracle=config.oracle)
     view = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
     return whole, view if config.labelled is None else labelled_view(view, config.labelled)
 
 
 def open_plan(config: Config, dataset: Dataset, out: Path | None = None) -> Plan:
-    """The run's own plan when resuming, else the config's, the data set's, or one made now."""
+    """The run's own plan when resuming, else the config's, the data set's, or one made now.
+
+    With a domain held out the data set's own plan is left aside, for that domain's images had a part in it.
+    """
     candidates = [out / "plan.json"] if out else []
-    candidates += [Path(config.plan)] if config.plan else [dataset.root / "plan.json"]
+    own = [dataset.root / "plan.json"] if config.hold_out is None else []
+    candidates += [Path(config.plan)] if config.plan else own
     for path in candidates:
         if path.exists():
             return Plan.load(path)

@@ -20,7 +20,8 @@ def validate(predict: Predict, cache: Cache, cases: Sequence[Case], plan: Plan, 
 
     A class that is absent from reference and prediction of a case takes no part in that case's mean.
     """
-    scores = np.full((len(cases), len(labels.names)), np.nan)
+    judged = labels.judged
+    scores = np.full((len(cases), len(judged.names)), np.nan)
     for i, case in enumerate(cases):
         cached = cache.case(case.id)
         image = np.asarray(cached.image)
@@ -28,12 +29,12 @@ def validate(predict: Predict, cache: Cache, cases: Sequence[Case], plan: Plan, 
         predicted = np.concatenate([labels.decode(probabilities) for _, probabilities in slabs])
         reference = np.asarray(cached.label)
         valid = np.ones(reference.shape, bool) if labels.ignore is None else reference != labels.ignore
-        pairs = zip(labels.masks(predicted), labels.masks(reference), strict=True)
+        pairs = zip(judged.masks(predicted), judged.masks(reference), strict=True)
         for k, (p, r) in enumerate(pairs):
             p, r = p & valid, r & valid
             if p.any() or r.any():
                 scores[i, k] = dice(p, r)
     per_class = {
-        f"dice/{n}": float(np.nanmean(s)) for n, s in zip(labels.names, scores.T, strict=True) if np.isfinite(s).any()
+        f"dice/{n}": float(np.nanmean(s)) for n, s in zip(judged.names, scores.T, strict=True) if np.isfinite(s).any()
     }
     return {"dice": float(np.mean(list(per_class.values()))) if per_class else 0.0, **per_class}

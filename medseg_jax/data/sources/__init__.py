@@ -80,7 +80,12 @@ def convert(name: str, src: str | Path, dst: str | Path, /, **options: object) -
                 error.file = Path(error.file).resolve()  # the user's own file, rather than our link to it
             raise
     said = {"source": source.name, "licence": source.licence, "reference": source.citation}
-    dataset = replace(dataset, extra={**dataset.extra, **said})
+    values = dict(zip(dataset.labels.names, dataset.labels.values, strict=True))
+    if source.scores and not all(name in values for names in source.scores.values() for name in names):
+        source = replace(source, scores={})  # the user named the classes otherwise
+    scores = tuple((name, tuple(v for part in parts for v in values[part])) for name, parts in source.scores.items())
+    labels = replace(dataset.labels, scores=scores)
+    dataset = replace(dataset, labels=labels, extra={**dataset.extra, **said})
     dataset.save()
     return dataset
 

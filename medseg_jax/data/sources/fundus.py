@@ -22,4 +22,5 @@ Fundus/
     split="The release's train and test folders; every fifth training image of each domain validates (our rule). The disc is "
     "rim and cup together. Leave a domain out: --test-domain Domain1 (all of it is then tested).",
     options=Options(classes="background=255,rim=128,cup=0"),
+    scores={"disc": ("rim", "cup"), "cup": ("cup",)},
 )

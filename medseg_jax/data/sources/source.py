@@ -1,7 +1,7 @@
 """What is known of a public data set, and what its file needs to bring it into an order that the converter reads."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Source:
         needs: patterns below the folder, each of which must match a file; "a|b" is either.
         split: who trains, validates and is tested, and who says so.
         options: what the general converter is told.
+        scores: what is scored instead of the classes: name -> classes that it consists of.
         arrange: (folder, empty folder to work in) -> folder for the general converter, where the layout is one that
             it does not read; it links files rather than copies them.
     """
@@ -39,6 +40,7 @@ class Source:
     needs: tuple[str, ...]
     split: str
     options: Options = field(default_factory=Options)
+    scores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     arrange: Callable[[Path, Path], Path] | None = None
 
     def check(self, folder: Path) -> None:
