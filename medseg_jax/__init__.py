@@ -18,11 +18,13 @@ _HOME = {
     "Config": "config",
     "Dataset": "data.dataset",
     "Group": "config",
+    "KMSNoise": "methods.kms_noise",
     "Labels": "types",
     "Mix": "data.pipeline",
     "Optim": "config",
     "Plan": "data.plan",
     "ResEncUNet": "models.resenc",
+    "Robust": "methods.robust_losses",
     "Rule": "config",
     "Stage": "config",
     "Supervised": "methods.supervised",
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from medseg_jax.evaluation.report import report
     from medseg_jax.evaluation.verify import verify
     from medseg_jax.inference.predict import predict
+    from medseg_jax.methods.kms_noise import KMSNoise
+    from medseg_jax.methods.robust_losses import Robust
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
