@@ -1,7 +1,7 @@
-"""Gaussian fields with Kac-Murdock-Szegő covariance on a grid: inverse, determinant, Cholesky factor, KL, all in O(n).
+"""Gaussian fields with Kac-Murdock-Szegő covariance on a grid: inverse, determinant, Cholesky factor, KL.
 
-K_n(rho)_ij = rho^|i-j| is the correlation of a stationary AR(1) chain; a field on a grid has the Kronecker product of one
-such matrix an axis, so its correlation falls with the city-block distance. In closed form, along one axis:
+K_n(rho)_ij = rho^|i-j| is the correlation of a stationary AR(1) chain; a field on a grid has the Kronecker product of
+one such matrix an axis, so its correlation falls with the city-block distance. In closed form, along one axis:
 
     K^-1 = tridiagonal(-rho | 1, 1 + rho^2, ..., 1 + rho^2, 1 | -rho) / (1 - rho^2)
     det K = (1 - rho^2)^(n - 1)
@@ -9,9 +9,11 @@ such matrix an axis, so its correlation falls with the city-block distance. In c
 
 A field [..., *s] has its grid on the last `dim` axes, two or three of any length; those before are independent fields.
 Arithmetic has the type of the field: give float32 or float64, since 1 - rho^2 cancels digits. 0 <= rho < 1, a number or
-a traced scalar. A window cut out of such a field is such a field: training on patches needs nothing else.
+a traced scalar. Everything takes memory in proportion to the voxels, and so does the time of all but `correlate`.
+A window cut out of such a field is such a field: training on patches needs nothing else.
 
-Source: Kac, Murdock, Szegő 1953; specs of Tadokoro et al. 2026, "A Bayesian Approach to Segmentation with Noisy Labels".
+Source: Kac, Murdock, Szegő 1953; Tadokoro et al. 2026, "A Bayesian Approach to Segmentation with Noisy Labels via
+Spatially Correlated Distributions".
 """
 
 import math
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 type Field = Float[Array, "..."]
@@ -43,15 +46,21 @@ def whiten(x: Field, rho: Scalar, dim: int) -> Field:
 def correlate(z: Field, rho: Scalar, dim: int) -> Field:
     """L z, the inverse of `whiten`: a sample of K where z is white noise.
 
-    The recurrence is unrolled by doubling, x <- x + rho^h shift(x, h) for h = 1, 2, 4, ..., which runs side by side.
+    One small matrix product an axis. The recurrence itself, unrolled by doubling, is fused by XLA into something twenty
+    times slower, and as a loop it is no faster on a CPU and far slower elsewhere.
     """
     for axis in range(-dim, 0):
-        z = jnp.where(_position(z, axis) == 0, z, jnp.sqrt(1 - jnp.square(rho)) * z)
-        for step in (2**k for k in range(math.ceil(math.log2(z.shape[axis])))):
-            if isinstance(rho, float) and rho**step < 1e-18:
-                break
-            z = z + rho**step * _shift(z, step, axis)
+        factor = cholesky(z.shape[axis], rho, z.dtype)
+        product = jnp.tensordot(factor, z, (1, z.ndim + axis), precision="highest")  # [n, ...]
+        z = jnp.moveaxis(product, 0, z.ndim + axis)
     return z
+
+
+def cholesky(n: int, rho: Scalar, dtype: jnp.dtype | type = jnp.float32) -> Float[Array, "n n"]:
+    """L of one axis: L_i0 = rho^i, L_ij = sqrt(1 - rho^2) rho^(i - j) for 1 <= j <= i."""
+    lag = np.subtract.outer(np.arange(n), np.arange(n))
+    powers = jnp.where(lag >= 0, jnp.asarray(rho, dtype) ** np.maximum(lag, 0), 0)
+    return powers * jnp.where(np.arange(n) == 0, 1, jnp.sqrt(1 - jnp.square(jnp.asarray(rho, dtype))))
 
 
 def quadratic(x: Field, rho: Scalar, dim: int) -> Array:
