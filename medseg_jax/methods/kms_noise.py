@@ -146,6 +146,10 @@ class KMSNoise(Objective):
             params = {**params, "noise": {"rho": jnp.float32(math.log(self.rho / (HIGHEST_RHO - self.rho)))}}
         return params, {"stats": stats, "cases": cases, "step": jnp.int32(0)}
 
+    def pretrained(self, params: Tree, aux: Tree, load) -> tuple[Tree, Tree]:
+        net, stats = load(self.net, without_noise(params), aux["stats"])
+        return {**params, **net}, {**aux, "stats": stats}
+
     def loss(self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array):
         net_key, noise_key = jax.random.split(key)
         logits, stats = self.fn.apply(without_noise(params), aux["stats"], batch["image"], train=True, key=net_key)

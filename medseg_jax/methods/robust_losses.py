@@ -61,6 +61,10 @@ class Robust(Supervised):
             params = {**params, "noise": {"nu": jnp.ones(())}}
         return params, aux
 
+    def pretrained(self, params: Tree, aux: Tree, load) -> tuple[Tree, Tree]:
+        net, aux = super().pretrained(without_noise(params), aux, load)
+        return {**params, **net}, aux
+
     def loss(self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array):
         exclusive = self.task.labels.exclusive
         noise = params.get("noise", {})
