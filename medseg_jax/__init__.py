@@ -23,6 +23,7 @@ _HOME = {
     "Dataset": "data.dataset",
     "FourierMixing": "methods.domain_generalisation",
     "Group": "config",
+    "KMSNoise": "methods.kms_noise",
     "Labels": "types",
     "MeanTeacher": "methods.mean_teacher",
     "MambaSea": "methods.mamba_sea",
@@ -31,6 +32,7 @@ _HOME = {
     "Optim": "config",
     "Plan": "data.plan",
     "ResEncUNet": "models.resenc",
+    "Robust": "methods.robust_losses",
     "Rule": "config",
     "Stage": "config",
     "Supervised": "methods.supervised",
@@ -73,8 +75,10 @@ if TYPE_CHECKING:
     from medseg_jax.inference.predict import predict
     from medseg_jax.methods.bcp import BCP, CopyPaste
     from medseg_jax.methods.domain_generalisation import DSU, FourierMixing, MixStyle
+    from medseg_jax.methods.kms_noise import KMSNoise
     from medseg_jax.methods.mamba_sea import MambaSea
     from medseg_jax.methods.mean_teacher import MeanTeacher
+    from medseg_jax.methods.robust_losses import Robust
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
     from medseg_jax.models.bcp_unet import BCPUNet

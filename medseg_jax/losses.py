@@ -314,3 +314,82 @@ def _strides(full: tuple[int, ...], low: tuple[int, ...]) -> tuple[slice, ...]:
     if any(math.ceil(n / s) != m for n, m, s in zip(full, low, strides, strict=True)):
         raise ValueError(f"logits of shape {low} are no strided reduction of a target of shape {full}")
     return tuple(slice(None, None, s) for s in strides)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For labels that may be wrong
+
+
+def exclusive_choices(
+    logits: Logits, target: Target, exclusive: bool
+) -> tuple[Float[Array, "b *s f c"], Float[Array, "b *s f c"]]:
+    """Log-probabilities and targets as f independent choices among c: one softmax among k, or k sigmoids among two."""
+    if exclusive:
+        return jax.nn.log_softmax(logits, axis=-1)[..., None, :], target[..., None, :]
+    both = jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], -1)
+    return both, jnp.stack([1 - target, target], -1)
+
+
+def generalised_cross_entropy(
+    logits: Logits, target: Target, weight: Weight = None, *, exclusive: bool = True, q: float = 0.7
+) -> Float[Array, ""]:
+    """Mean of `(1 - p_true^q) / q`: cross entropy for q -> 0, mean absolute error for q = 1. Range [0, 1 / q].
+
+    p_true is the probability of the target (its mean where the target is soft); for sigmoids the mean over channels.
+    Source: Zhang & Sabuncu 2018, eq. 6, with their q = 0.7.
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"q must lie in (0, 1], not {q}")
+    logits, target, weight = _prepare(logits, target, weight)
+    log_p, chosen = exclusive_choices(logits, target, exclusive)
+    powered = (chosen * jnp.exp(q * log_p)).sum(-1)  # [b, *s, f]; exp(q log p) has a finite slope where p vanishes
+    return _mean(((1 - powered) / q).mean(-1), weight)
+
+
+def smooth_labels(target: Target, share: float, *, exclusive: bool = True) -> Target:
+    """`(1 - share) target + share / k`, or `share / 2` for sigmoids (Szegedy et al. 2016, section 7)."""
+    return (1 - share) * target + share / (target.shape[-1] if exclusive else 2)
+
+
+def confusion_loss(
+    logits: Logits, target: Target, weight: Weight = None, *, confusion: Float[Array, "f c c"], exclusive: bool = True
+) -> Float[Array, ""]:
+    """One step of expectation-maximisation for flips that are independent of each other and of the image.
+
+    `-Σ_k q_k (log A_k,y + log p_k)`, mean over voxels, with A = softmax over the rows of `confusion`, P(label y | truth
+    k), and responsibilities q_k ∝ A_k,y p_k that carry no gradient. Minimised in network and `confusion` alike.
+
+    Args:
+        confusion: [1, k, k] logits for exclusive classes, [k, 2, 2] for sigmoids; rows are the truth.
+    """
+    logits, target, weight = _prepare(logits, target, weight)
+    log_p, chosen = exclusive_choices(logits, target, exclusive)
+    joint = log_p + jnp.einsum("...fy,fky->...fk", chosen, jax.nn.log_softmax(confusion, -1), precision="highest")
+    responsibility = jax.lax.stop_gradient(jax.nn.softmax(joint, axis=-1))
+    return _mean(-(responsibility * joint).sum(-1).mean(-1), weight)
+
+
+def student_t_loss(
+    error: Float[Array, "b *s k"], nu: Float[Array, ""], weight: Weight = None, *, size: int | None = None
+) -> Float[Array, ""]:
+    """T-Loss: negative log-likelihood of an image's errors under one Student t distribution; mean over b and channels.
+
+        -lgamma((v + D) / 2) + lgamma(v / 2) - D / 2 + D / 2 log(pi v) + (v + D) / 2 log(1 + e Σ error^2 / v)
+
+    with v = exp(nu) + 1e-8 learned, and D the counted voxels of the image. An image that is wrong as a whole costs the
+    logarithm of its error only. Source: Gonzalez-Jimenez et al., MICCAI 2023, with their scale matrix of e^-1 everywhere.
+
+    Args:
+        error: probability - target.
+        nu: logarithm of the degrees of freedom; they start at 1.
+        size: D, where it is not the number of counted voxels.
+    """
+    dtype = error.dtype
+    weight = jnp.ones(error.shape[:-1], dtype) if weight is None else weight.astype(dtype)
+    axes = tuple(range(1, error.ndim - 1))
+    count = (weight > 0).sum(axes)[:, None].astype(dtype) if size is None else jnp.asarray(size, dtype)  # [b, 1]
+    v = jnp.exp(nu) + 1e-8
+    squares = (jnp.square(error) * weight[..., None]).sum(axes)  # [b, k]
+    normaliser = jax.lax.lgamma(v / 2) - jax.lax.lgamma((v + count) / 2)
+    normaliser = normaliser + count / 2 * (jnp.log(v) + math.log(math.pi) - 1)
+    return (normaliser + (v + count) / 2 * jnp.log1p(math.e * squares / v)).mean()

@@ -17,6 +17,7 @@ type Batch = Mapping[str, Any]
 """What the pipeline hands to an objective: named arrays whose first axis is the batch.
 
 image [b, *s, c] float32, label [b, *s] int32, case [b] int32 (stable index into `Dataset.cases`), domain [b] int32,
+start [b, 3] int32 (the case's voxel (d, h, w) that is the sample's first one; negative where it reaches outside),
 and for mixes with unlabelled cases: unlabelled [bu, *s, c], unlabelled_case [bu], unlabelled_domain [bu].
 """
 

@@ -1,4 +1,4 @@
-"""medseg data convert|check|plan|preview: from a folder of images to a data set that can be trained on"""
+"""medseg data convert|check|plan|preview|corrupt: from a folder of images to a data set that can be trained on"""
 
 import difflib
 import json
@@ -18,6 +18,7 @@ USAGE = """usage: medseg data VERB ...
   check DATASET     every problem of every case, all at once
   plan DATASET      plan.json: spacing, patch, normalisation, network, batch, and why; edit it by hand
   preview DATASET   a picture of some cases with the outlines of their labels
+  corrupt SRC DST   a copy whose training labels are wrong on purpose, to see what a method makes of it
 
 medseg data VERB --help says more. The usual order is the one above, then medseg train DATASET --out RUN
 exit codes: 0 done, 1 problem (explained), 2 wrong usage"""
@@ -262,10 +263,47 @@ def preview(argv: list[str]) -> int:
     return 0
 
 
+# ------------------------------------------------------------------------------------------------------------ corrupt
+
+
+def corrupt(argv: list[str]) -> int:
+    """medseg data corrupt SRC DST [--style jsrt|whu|mrf] [options]"""
+    import tyro
+
+    from medseg_jax.data import label_noise
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Copy a data set and corrupt its training labels; the clean ones are kept in DST/labelsClean for medseg audit.
+
+        Validation and test cases stay as they are. The same seed makes the same labels.
+        """
+
+        src: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
+        """folder with dataset.json"""
+        dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+        """folder to write"""
+        noise: tyro.conf.OmitArgPrefixes[label_noise.Noise]
+        json: bool = False
+        """print the changed share of each case as JSON"""
+
+    args = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], args=argv, prog="medseg data corrupt")
+    changed = label_noise.corrupt(args.src, args.dst, args.noise).extra["label_noise"]["changed"]
+    if args.json:
+        print(json.dumps({"dataset": str(args.dst), "changed": changed}, indent=1))
+        return 0
+    wrong = [share for share in changed.values() if share]
+    mean = sum(wrong) / max(len(wrong), 1)
+    print(f"{len(wrong)} of {len(changed)} training labels are wrong now, by {mean:.0%} of their foreground on average")
+    print(f"wrote {args.dst}; next: medseg data preview {args.dst}, medseg train {args.dst} --out RUN")
+    return 0
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "convert": convert,
     "sources": sources,
     "check": check,
     "plan": plan,
     "preview": preview,
+    "corrupt": corrupt,
 }

@@ -198,7 +198,8 @@ def augment(
     Args:
         key: one key for the step.
         batch: "image" [b, *s, c] with or without "label" [b, *s] (integers), and "unlabelled" [bu, *s, c]; either may
-            be missing, everything else passes through. *s is at least the patch; see `Augment.sample_size`.
+            be missing, everything else passes through. *s is at least the patch; see `Augment.sample_size`. "voxel"
+            [b, *s] (integers) goes where the label goes.
         config: see `Augment`; static.
         patch_size: *p, two or three sides; static.
         spacing: mm along the patch's axes, None for isotropic; static. Of a longer tuple the last entries count, so
@@ -217,14 +218,22 @@ def augment(
     for stream, (image, label) in enumerate((("image", "label"), ("unlabelled", ""))):
         if image in batch:
             stream_key = jax.random.fold_in(key, stream)
-            out[image], labels = _augment(stream_key, out[image], out.get(label), config, patch_size, spacing)
-            if labels is not None:
-                out[label] = labels
+            moving = [name for name in (label, "voxel") if name in out] if label else []
+            maps = jnp.stack([out[name] for name in moving], -1) if moving else None  # [b, *s, m]
+            out[image], maps = _augment(stream_key, out[image], maps, config, patch_size, spacing)
+            if maps is not None:
+                out |= {name: maps[..., i].astype(out[name].dtype) for i, name in enumerate(moving)}
     return out
 
 
+def number_voxels(shape: Sequence[int]) -> Int[Array, "b *s"]:
+    """1, 2, 3 ... in every sample of a batch [b, *s]: as "voxel", it says after `augment` where each voxel was before."""
+    numbers = jnp.arange(1, math.prod(shape[1:]) + 1, dtype=jnp.int32)
+    return jnp.broadcast_to(numbers.reshape(shape[1:]), shape)
+
+
 def _augment(key, images, labels, config, patch_size, spacing):
-    """One image array [b, *s, c] with its labels [b, *s] or None."""
+    """One image array [b, *s, c] with its label maps [b, *s, m] or None."""
     _check(images, labels, config, patch_size, spacing)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
     draw = partial(_draw, config=config, channels=images.shape[-1], patch_size=patch_size, spacing=spacing)
@@ -244,8 +253,8 @@ def _check(images, labels, config, patch_size, spacing):
         raise ValueError(f"image {images.shape}, patch {patch_size} and spacing {spacing} differ in dimensions")
     if any(n < p for n, p in zip(size, patch_size, strict=True)):
         raise ValueError(f"samples of {size} are smaller than the patch {patch_size}")
-    if labels is not None and (labels.shape != images.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer)):
-        raise ValueError(f"labels {labels.shape} {labels.dtype} must be integers of shape {images.shape[:-1]}")
+    if labels is not None and (labels.shape[:-1] != images.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer)):
+        raise ValueError(f"labels {labels.shape[:-1]} {labels.dtype} must be integers of shape {images.shape[:-1]}")
     if config.p_color and images.shape[-1] != 3:
         raise UserError("Colour augmentation needs three channels", found=images.shape[-1], remedy="p_color=0")
 
@@ -355,7 +364,7 @@ def _color_matrix(degrees: Array, saturation: Array) -> Float[Array, "3 3"]:
 
 
 def _apply(draw, image, label, *, config: Augment, patch_size: tuple[int, ...], spacing: tuple[float, ...]):
-    """One sample [*s, c], [*s] with what was drawn for it -> [*p, c] float32, [*p]."""
+    """One sample [*s, c], [*s, m] with what was drawn for it -> [*p, c] float32, [*p, m]."""
     axes = moving_axes(patch_size, spacing)
     image = image.astype(jnp.float32)
 
@@ -412,8 +421,6 @@ def _mirror(array: Array, chosen: Bool[Array, " n"]) -> Array:
 
 def _resample(image, label, matrix, offset, displacement, axes, patch_size):
     """`resample` over the moving axes; the third axis, where it stays, is cropped and rides along as channels."""
-    if label is not None:
-        label = label[..., None]  # [*s, 1]
     through = next((i for i in range(len(patch_size)) if i not in axes), None)
     if through is None:
         image, label = resample(image, label, matrix, offset, displacement, patch_size)
@@ -430,7 +437,7 @@ def _resample(image, label, matrix, offset, displacement, axes, patch_size):
 
         image, label = resample(fold(image), None if label is None else fold(label), matrix, offset, displacement, size)
         image, label = unfold(image), None if label is None else unfold(label)
-    return image, None if label is None else label[..., 0]
+    return image, label
 
 
 def resample(

@@ -178,6 +178,7 @@ class _Source:
         fields: dict[str, Any] = dict(zip(FIELDS[part.tag], values, strict=True))
         if part.tag == LABELLED and case.label is not None:
             fields["label"] = cut(case.label, start, size)[here].astype(np.int32)
+            fields["start"] = np.array(start, np.int32)
         return fields
 
 

@@ -8,6 +8,9 @@ a copy that also knows the task (plan, label set, channels), and from then on fo
     after_update(params, aux, step)           -> aux                   teacher EMA, queue, prototypes
     predict(params, aux, frozen, image)       -> probabilities         [b, *s, c] -> [b, *s, k]
 
+What `aux` keeps under the key "cases" is one row a case, [rows, ...]: it is split over all devices by rows where their
+number allows, and prediction does without it.
+
 `frozen` holds what is read but never trained (SAM, a text encoder, a LoRA base): it is not donated and not written at
 each checkpoint; its sha256 and source are.
 """
@@ -30,13 +33,21 @@ type Tree = Any
 
 @dataclass(frozen=True)
 class Task:
-    """What a method must know of the data before it can be built."""
+    """What a method must know of the data before it can be built.
+
+    Attributes:
+        extent: smallest and largest side of the preprocessed training cases along (d, h, w); only for methods whose
+            `batch_spec` names "start".
+        sample_size: *s of a sample before augmentation cuts the patch out of it; likewise.
+    """
 
     plan: Plan
     labels: Labels
     in_channels: int
     cases: int = 0
     domains: tuple[str, ...] = ("",)
+    extent: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    sample_size: tuple[int, ...] | None = None
 
 
 class Fn:
@@ -83,6 +94,10 @@ class Objective:
 
     batch_spec: ClassVar[tuple[str, ...]] = ("image", "label")
     """Fields that a batch must have; checked before anything compiles."""
+
+    tracks_voxels: ClassVar[bool] = False
+    """True: the loss also gets "voxel" [b, *s] int32, which voxel of the sample each voxel of the augmented patch is (its
+    flat index + 1, 0 where it comes from outside), so that per-sample state can be kept in the frame of the case."""
 
     def bind(self, task: Task) -> Self:
         """A copy that knows its task."""

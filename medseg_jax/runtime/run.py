@@ -92,7 +92,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
             state = restore_tree(folder / str(step))
             weights = state.get("ema") or state["params"]
             objective = stage.objective.bind(Task(plan, labels, len(channels)))
-            aux = state["aux"]
+            aux = {name: value for name, value in state["aux"].items() if name != "cases"}
             predict = partial(jax.jit(objective.predict), weights, aux, objective.frozen())
             return Run(path, config, plan, labels, channels, step, checkpoint, predict)
     raise UserError(

@@ -46,6 +46,7 @@ def state_shardings(state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
     """Sharding of every leaf of an (abstract) state: the first rule that matches its path, else replicated.
 
     "fsdp" splits the largest axis that the mesh's fsdp axis divides. A rule that matches nothing is an error.
+    Without a rule, what a method keeps for each case (aux/cases) is split by rows if the devices divide their number.
     """
     used = set()
     size = mesh.shape["fsdp"]
@@ -53,6 +54,8 @@ def state_shardings(state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
     def one(path, leaf):
         rule = next((r for r in rules if re.search(r.pattern, path_name(path))), None)
         used.add(rule)
+        if rule is None and path_name(path).startswith("aux/cases/") and leaf.shape[0] % mesh.size == 0:
+            return batch_sharding(mesh)
         if rule is None or rule.how == "replicate" or size == 1:
             return replicated(mesh)
         axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]

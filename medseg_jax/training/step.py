@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from medseg_jax.config import Stage
-from medseg_jax.data.augment import augment
+from medseg_jax.data.augment import augment, number_voxels
 from medseg_jax.methods.objective import Objective, Tree
 from medseg_jax.types import Batch
 
@@ -72,6 +72,8 @@ def make_step(parts: StepParts) -> Callable[[State, Tree, Batch], tuple[State, M
     def step(state: State, frozen: Tree, batch: Batch):
         key = jax.random.fold_in(jax.random.key(parts.seed), state["step"] + 1)
         augment_key, loss_key = jax.random.split(key)
+        if objective.tracks_voxels:
+            batch = {**batch, "voxel": number_voxels(batch["label"].shape)}
         batch = augment(augment_key, batch, parts.stage.augment, parts.patch_size, spacing=parts.spacing)
         loss, aux, metrics, grads = _gradients(objective, state, frozen, batch, loss_key, parts.stage.optim.accumulate)
         updates, opt = parts.optimizer.update(grads, state["opt"], state["params"])

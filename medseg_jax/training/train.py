@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -337,12 +337,18 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     stage = config.stages[index]
     steps = stage.steps or plan.steps
     spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
+    sample_size = stage.augment.sample_size(plan.patch_size, spacing)
     task = Task(plan, dataset.labels, len(dataset.channels), len(dataset.cases), dataset.domains)
+    if "start" in stage.objective.batch_spec:
+        shapes = [cache.case(case.id).image.shape[:3] for case in dataset.subset("train")]
+        sides = np.array(shapes)  # [cases, 3]
+        extent = tuple(tuple(int(n) for n in reduce(sides, 0)) for reduce in (np.min, np.max))
+        task = replace(task, extent=extent, sample_size=sample_size)
     objective = stage.objective.bind(task)
     feed = {
         **dict(cache=cache, dataset=dataset, plan=plan, mix=stage.mix, split="train"),
         "seed": config.seed * 1000 + index,
-        "sample_size": stage.augment.sample_size(plan.patch_size, spacing),
+        "sample_size": sample_size,
         "process": (jax.process_index(), jax.process_count()),
     }
     first = pipeline.batch_at(step=0, **feed)
@@ -470,7 +476,8 @@ def _validate(setting: Setting, predict_fn: Callable, state: State, frozen: Any)
     cases = setting.dataset.subset("val", labelled=True)
     if not cases:
         return {}
-    weights, aux = _whole(setting, (prediction_weights(state), state["aux"]))
+    aux = {name: value for name, value in state["aux"].items() if name != "cases"}
+    weights, aux = _whole(setting, (prediction_weights(state), aux))
     if jax.process_index() != 0:
         return {}
     local = jax.tree.map(lambda x: x.addressable_data(0), (weights, aux, frozen))

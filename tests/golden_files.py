@@ -1,0 +1,26 @@
+"""The recipe that the golden numbers' weights and inputs are made by, loaded from the folder of golden numbers."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+def load(golden: Path) -> ModuleType:
+    """golden/recipe.py as a module."""
+    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+def read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and meta of a golden file."""
+    with np.load(file, allow_pickle=False) as found:
+        arrays = dict(found)
+    return arrays, json.loads(str(arrays.pop("meta")))
