@@ -143,6 +143,6 @@ def clahe_lab(
             levels of saturated colours.
     """
     lab8 = rgb_to_lab8(rgb)
-    lab = lab8 - np.float32([0, 128, 128]) if eight_bit else rgb_to_lab(rgb)
+    lab = lab8 - np.array([0, 128, 128], np.float32) if eight_bit else rgb_to_lab(rgb)
     lab[..., 0] = clahe(lab8[..., 0], clip, grid) / np.float32(2.55)
     return lab_to_rgb(lab)
