@@ -73,8 +73,10 @@ def compiled(args: argparse.Namespace) -> dict[str, Any]:
     state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, batch))
     program = jax.jit(make_step(parts), donate_argnums=0).lower(state, {}, batch).compile()
 
-    memory, cost = program.memory_analysis(), program.cost_analysis()
+    memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
     assert memory is not None
+    assert cost is not None
+    assert text is not None
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "parameters": sum(p.size for p in jax.tree.leaves(params)),
@@ -83,7 +85,7 @@ def compiled(args: argparse.Namespace) -> dict[str, Any]:
         "together_GB": (held + memory.temp_size_in_bytes) / 1e9,
         "TFLOP": cost["flops"] / 1e12,
         "GB_moved": cost["bytes accessed"] / 1e9,
-        "kernel_calls": program.as_text().count('custom_call_target="tpu_custom_call"'),
+        "kernel_calls": text.count('custom_call_target="tpu_custom_call"'),
     }
 
 
