@@ -42,6 +42,7 @@ _HOME = {
     "WTBCP": "methods.wt_bcp",
     "WTCopyPaste": "methods.wt_bcp",
     "XNet": "models.xnet",
+    "VMUNet": "models.vmunet",
     "check_dataset": "data.verify",
     "compare": "evaluation.compare",
     "convert": "data.convert",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from medseg_jax.models.bcp_unet import BCPUNet
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
+    from medseg_jax.models.vmunet import VMUNet
     from medseg_jax.models.vnet import VNet
     from medseg_jax.models.xnet import XNet
     from medseg_jax.runtime.run import open_run

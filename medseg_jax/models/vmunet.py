@@ -69,8 +69,8 @@ class VMUNet(Network):
             of about as many parameters.
         scan_backend: of `ops.scan.selective_scan`; "auto" goes by the platform.
         remat: compute the activations of a block again in the backward pass: less memory, about a third more time.
-        dtype: compute dtype, "float32" or "bfloat16"; parameters, the recurrence, norm statistics and logits are
-            float32 in either case.
+        dtype: compute dtype, "float32" or "bfloat16", also of what enters and leaves the scan. Inside it all is
+            float32, as are parameters, norm statistics, the sum over the directions and the logits.
     """
 
     features: tuple[int, ...] = (96, 192, 384, 768)

@@ -161,12 +161,15 @@ def test_vss_block(block, case):
 # --------------------------------------------------------------------------------------------------- the whole network
 
 
-@pytest.mark.parametrize("name", ["vmunet_c3", pytest.param("vmunet_c2", marks=pytest.mark.slow)])
-def test_network(golden, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "whole"), [("vmunet_c3", False), pytest.param("vmunet_c2", True, marks=pytest.mark.slow)]
+)
+def test_network(golden, name, whole, monkeypatch):
+    """Compiled as a whole; or block by block, since blocks of one size are then compiled once."""
     file = File(golden, name)
     weights = file.weights("net")
     classes = len(weights["final_conv.bias"])
-    net = replace(VM_UNET, scan_backend="chunked")
+    net = replace(VM_UNET, drop_path=0.0)
     fn = Fn(lambda rngs: net.build(3, classes, rngs))
     params, _ = jax.eval_shape(fn.init, jax.random.key(0))
     loaded = load(net, params, {}, weights)
@@ -181,13 +184,16 @@ def test_network(golden, name, monkeypatch):
         (logits,), _ = fn.apply(params, {}, x)
         return logits, list(seen)
 
-    @jax.jit
+    if not whole:
+        monkeypatch.setattr(VSSBlock, "__call__", compiled(VSSBlock.__call__))
+
     def forward_and_back(params, x, w):
         logits, undo, seen = jax.vjp(forward, params, x, has_aux=True)
         return logits, seen, *undo(w)
 
     x, w = (np.moveaxis(file.input(k), 1, -1) for k in "xw")
-    logits, stages, d_params, d_x = forward_and_back(loaded.params, x, w)
+    run = jax.jit(forward_and_back) if whole else forward_and_back
+    logits, stages, d_params, d_x = run(jax.tree.map(jnp.asarray, loaded.params), jnp.asarray(x), jnp.asarray(w))
 
     depth = len(net.features)
     found = {"logits": np.moveaxis(logits, -1, 1), "d_x": np.moveaxis(d_x, -1, 1), "enc": stages[depth - 1][1]}
@@ -200,6 +206,12 @@ def test_network(golden, name, monkeypatch):
         file.check(key, found[key])
     agreement = (np.argmax(found["logits"], 1) == np.argmax(file.arrays["logits"], 1)).mean()
     assert agreement > 0.999
+
+
+def compiled(call):
+    """A module's call, jitted by itself."""
+    jitted = jax.jit(lambda graph, state, x: call(nnx.merge(graph, state), x), static_argnums=0)
+    return lambda self, x, *_: jitted(*nnx.split(self), x)
 
 
 def recording(call, seen):
