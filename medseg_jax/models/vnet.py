@@ -3,7 +3,7 @@
 Five levels of 16 to 256 channels with 1, 2, 3, 3, 3 convolutions of size 3 (batch norm, ReLU; no residual connections),
 strided convolutions down and transposed ones up, each with norm and ReLU; skips are added; 3, 3, 2, 1 convolutions on
 the way up; a 1x1x1 head. Channels are dropped after the bottleneck and before the head. The published checkpoints also
-hold heads that no output uses. Parameters with 1 input and 2 output channels: 9,447,426, of which 2,832 are without
+hold heads that no output uses. Parameters with 1 input and 2 output channels: 9,448,866, of which 2,800 are without
 effect (biases that batch norm takes away; they stay for the count to be the publication's).
 """
 

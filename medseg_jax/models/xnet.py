@@ -1,8 +1,8 @@
 """XNet-Plus, the network of WT-BCP (arXiv 2504.14445): three U-Nets that share skips, on an image and its two bands.
 
 Main (M) sees the image, L its low and H its high frequencies. Each is a U-Net of five levels (two convolutions with
-batch norm and ReLU a level, max-pooling) with a head of its own. The skips of M are fused by two convolutions over both:
-at the two shallow levels with those of H, at the two deep ones with those of L. The decoders take
+batch norm and ReLU a level, max-pooling) with a head of its own. The skips of M are fused by two convolutions over
+both: at the two shallow levels with those of H, at the two deep ones with those of L. The decoders take
 
 | level | M | L | H |
 |---|---|---|---|
@@ -13,14 +13,14 @@ The released network is XNet v2 without a change. In 2-D nearest neighbours and 
 first in the concatenation; in 3-D a transposed convolution goes up and the skip comes last.
 
 Two ways to call it: `module(x, low=low, high=high)` as WT-BCP does, and `module(x)` like any network, where all three
-branches see x ("the method minus its wavelets"). Both give the logits of M, L and H; M comes first and is what predicts.
+branches see x ("the method minus its wavelets"). Both give the logits of M, L and H; M comes first and predicts.
 
 Parameters with 1 input and 4 (2-D) or 2 (3-D) output channels. The convolutions keep the biases that batch norm takes
 away again, for the count to be the publication's:
 
 | preset | parameters | without effect |
 |---|---|---|
-| XNET_2D (width 64) | 112,984,332 | 27,264 |
+| XNET_2D (width 64) | 112,984,332 | 22,464 |
 | XNET_3D (width 24) | 40,757,622 | 7,344 |
 
 At width 8 the 2-D network has the parameters of BCP's U-Net: what the idea gives can be told from what its size gives.

@@ -44,11 +44,11 @@ def label(mask: Bool[Array, "b *s"], neighbours: int) -> Int[Array, "b *s"]:
         neighbours: 4 or 8 in 2-D; 6, 18 or 26 in 3-D. UserError for another number.
     """
     nodes = _components(mask, neighbours)
-    first = _at(_first_voxel(nodes), nodes.root)
-    starts = mask & (_to_voxels(first, nodes) == _voxel_index(nodes.size))
+    first, cells = _at(_first_cell(nodes), nodes.root), _cells(nodes)
+    starts = _spread(first, (*nodes.block[:-1], 1), cells.shape) == cells
     numbers = jnp.cumsum(starts.reshape(len(mask), -1), 1, dtype=jnp.int32)
-    number = _at(numbers, jnp.minimum(first, numbers.shape[1] - 1))
-    return jnp.where(mask, _to_voxels(number, nodes), 0)
+    number = _at(numbers, jnp.minimum(first, cells.size - 1))
+    return jnp.where(mask, _spread(number, nodes.block, nodes.size), 0)
 
 
 def largest_component(mask: Bool[Array, "b *s"], neighbours: int) -> Bool[Array, "b *s"]:
@@ -57,9 +57,9 @@ def largest_component(mask: Bool[Array, "b *s"], neighbours: int) -> Bool[Array,
     b = len(mask)
     voxels = sum(nodes.voxels.values(), jnp.int32(0))  # [b, *n]
     sizes = _scatter(lambda at, v: at.add(v, mode="promise_in_bounds"), jnp.zeros_like(voxels), nodes.root, voxels)
-    sizes, first = sizes.reshape(b, -1), _first_voxel(nodes).reshape(b, -1)
+    sizes, first = sizes.reshape(b, -1), _first_cell(nodes).reshape(b, -1)
     best = jnp.where(sizes == sizes.max(1, keepdims=True), first, BIG).argmin(1)
-    return mask & _to_voxels(nodes.root == best.reshape(b, *(1,) * len(nodes.size)), nodes)
+    return mask & _spread(nodes.root == best.reshape(b, *(1,) * len(nodes.size)), nodes.block, nodes.size)
 
 
 def largest_per_class(labels: Int[Array, "b *s"], classes: int, neighbours: int) -> Int[Array, "b *s"]:
@@ -93,16 +93,17 @@ def _components(mask: Array, neighbours: int) -> _Nodes:
     if rank is None:
         expected = f"{', '.join(map(str, RANKS[dim]))} in {dim}-D" if dim in RANKS else "a batch of 2-D or 3-D masks"
         raise UserError("No such neighbourhood", found=f"{neighbours} neighbours in {dim}-D", expected=expected)
-    block = (2,) * rank + (1,) * (dim - rank)
+    block = (1,) * (dim - rank) + (2,) * rank
     voxels = _split(mask, block, False)
     joined = _joined(voxels, block, rank)
     shape = next(iter(voxels.values())).shape
 
     def lowest(label: Array) -> Array:
         """The smallest label of a block and those that it is joined to."""
-        low = label
+        low, padded = label, jnp.pad(label, [(0, 0), *((1, 1) for _ in size)])
         for way, meets in joined.items():
-            low = jnp.minimum(low, jnp.where(meets, _shift(label, way), label))
+            there = padded[:, *(slice(1 + w, 1 + w + n) for w, n in zip(way, shape[1:], strict=True))]
+            low = jnp.minimum(low, jnp.where(meets, there, label))
         return low
 
     def hook(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -134,18 +135,20 @@ def _joined(voxels: dict[tuple[int, ...], Array], block: tuple[int, ...], rank: 
     return joined | {way: _shift(meets, way) for way, meets in back.items()}
 
 
-def _first_voxel(nodes: _Nodes) -> Array:
-    """[b, *n] for each root the linear index of its component's first voxel in reading order; `BIG` elsewhere."""
-    places = _split(_voxel_index(nodes.size)[None], nodes.block, BIG)
+def _first_cell(nodes: _Nodes) -> Array:
+    """[b, *n] for each root the cell in which its component begins in reading order; `BIG` elsewhere."""
+    cells = _split(_cells(nodes)[None], (*nodes.block[:-1], 1), BIG)
     first = jnp.full_like(nodes.root, BIG)
-    for place, index in places.items():
-        first = jnp.minimum(first, jnp.where(nodes.voxels[place], index, BIG))
+    for (*rows, _), here in nodes.voxels.items():
+        first = jnp.minimum(first, jnp.where(here, cells[*rows, 0], BIG))
     at_root = jnp.full_like(nodes.root, BIG)
     return _scatter(lambda at, v: at.min(v, mode="promise_in_bounds"), at_root, nodes.root, first)
 
 
-def _voxel_index(size: tuple[int, ...]) -> Array:
-    return jnp.arange(math.prod(size), dtype=jnp.int32).reshape(size)
+def _cells(nodes: _Nodes) -> Array:
+    """Linear index of each cell: the one or two voxels in a row that lie in one block. No two components share one."""
+    shape = (*nodes.size[:-1], -(-nodes.size[-1] // nodes.block[-1]))
+    return jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
 
 
 def _split(x: Array, block: tuple[int, ...], fill: int | bool) -> dict[tuple[int, ...], Array]:
@@ -156,11 +159,11 @@ def _split(x: Array, block: tuple[int, ...], fill: int | bool) -> dict[tuple[int
     return {place: x[:, *(slice(i, None, k) for i, k in zip(place, block, strict=True))] for place in places}
 
 
-def _to_voxels(x: Array, nodes: _Nodes) -> Array:
-    """[b, *n] -> [b, *s]: each block's value at all its voxels."""
-    for axis, k in enumerate(nodes.block, 1):
+def _spread(x: Array, block: tuple[int, ...], size: tuple[int, ...]) -> Array:
+    """[b, *n] -> [b, *size]: each value at all places of its block."""
+    for axis, k in enumerate(block, 1):
         x = jnp.repeat(x, k, axis)
-    return x[:, *(slice(n) for n in nodes.size)]
+    return x[:, *(slice(n) for n in size)]
 
 
 def _shift(x: Array, way: tuple[int, ...]) -> Array:
