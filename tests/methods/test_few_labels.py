@@ -116,7 +116,9 @@ def test_stage_two_takes_over_stage_one():
 
 
 @pytest.mark.parametrize("method", [CopyPaste(NET), BCP(NET), MeanTeacher(NET)], ids=lambda m: type(m).__name__)
-@pytest.mark.parametrize("labels", [Labels.overlapping("a", "b"), Labels.simple("a", ignore=2)], ids=["overlap", "ignore"])
+@pytest.mark.parametrize(
+    "labels", [Labels.overlapping("a", "b"), Labels.simple("a", ignore=2)], ids=["overlap", "ignore"]
+)
 def test_overlapping_classes_and_ignored_voxels(method, labels):
     objective = bound(replace(method, net=UNet.isotropic(2, 4, 8, deep_supervision=False)), labels)
     params, aux = objective.init(KEY, batch())
