@@ -6,8 +6,8 @@
 
 From the released scripts: XNet-Plus of width 24 (40,757,622 parameters), patches of 112 x 112 x 80, batches of 4 + 4,
 4,000 and 15,000 steps, SGD with momentum 0.9 and weight decay 1e-4, teacher 0.99, w = 0.5, alpha = 0.2, beta = 0.5,
-largest component with 26 neighbours. The rate falls smoothly from 0.01 (the script divides it by 10 every 250 steps and has all
-but stopped after 750; BCP's has 2,500). Otherwise as in wt_bcp_acdc.py.
+largest component with 26 neighbours. The rate falls smoothly from 0.01 (the script divides it by 10 every 250 steps and
+has all but stopped after 750; BCP's has 2,500). Otherwise as in wt_bcp_acdc.py.
 
 Validation is on every fifth scan of train.list (the papers' first labelled scan is one of them, so the first four of
 the others are labelled here) and never on test. The papers' protocol chooses the model on the 20 test

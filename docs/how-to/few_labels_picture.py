@@ -38,15 +38,16 @@ def main() -> None:
     panels = [
         ("labelled image", labelled, label),
         ("unlabelled image,\npseudo-labels dashed", other, guess),
-        ("mask: 1 white, 0 black", mask[None, ..., None], None),
+        ("mask: 1 bright, 0 dark", 0.15 + 0.7 * mask[None, ..., None], None),
         ("in: labelled box in\nunlabelled surroundings", inward, np.where(mask, guess, label)),
         ("out: unlabelled box in\nlabelled surroundings", outward, np.where(mask, label, guess)),
         ("LF of “in”", low, None),
         ("HF of “in”", high, None),
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 2.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 2.35), layout="constrained")
     for axis, (title, image, outline) in zip(axes, panels, strict=True):
-        axis.imshow(np.asarray(image)[0, ..., 0], cmap="gray")
+        axis.imshow(np.asarray(image)[0, ..., 0], cmap="gray", vmin=0, vmax=1 if "F of" not in title else None)
+        axis.contour(mask, [0.5], colors="white", linewidths=0.5)
         if outline is not None:
             for value, colour in enumerate(("tab:orange", "tab:red", "tab:cyan"), 1):
                 style = "dashed" if "pseudo" in title else "solid"
