@@ -33,7 +33,8 @@ def main() -> None:
     n = min(labelled.shape[1], other.shape[1])
     labelled, label, other, guess = labelled[:, :n, :n], label[:n, :n], other[:, :n, :n], guess[:n, :n]
     mask = paste_mask(jax.random.key(3), (n, n), 2 / 3)
-    inward, outward = mix(jnp.asarray(other), labelled, mask), mix(jnp.asarray(labelled), other, mask)
+    pasted, around = jnp.asarray(labelled), jnp.asarray(other)
+    inward, outward = mix(around, pasted, mask), mix(pasted, around, mask)
     low, high = low_high(inward, *FUSION[2])
     panels = [
         ("labelled image", labelled, label),
