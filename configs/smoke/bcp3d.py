@@ -11,7 +11,8 @@ config = Config(
     data="phantoms3d",
     labelled=3,
     stages=(
-        Stage(CopyPaste(net), 30, optim, Mix(2), augment, "pretrain"),
+        Stage(CopyPaste(net), 40, optim, Mix(2), augment, "pretrain"),
         Stage(BCP(net), 20, optim, Mix(2, 2), augment, "selftrain"),
     ),
+    validate_every=20,
 )

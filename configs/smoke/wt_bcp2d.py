@@ -13,4 +13,5 @@ config = Config(
         Stage(WTCopyPaste(net=net), 60, optim, Mix(8), augment, "pretrain"),
         Stage(WTBCP(net=net, ramp=40), 40, optim, Mix(4, 4), augment, "selftrain"),
     ),
+    validate_every=20,
 )
