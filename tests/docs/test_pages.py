@@ -44,7 +44,7 @@ def test_every_command_has_its_verb_and_its_flags(page):
             known = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text)
             # verbs that take a config also take its fields
             field = verb[0] in ("train", "check") and re.fullmatch(
-                r"--(seed|data|ema|workers|tensorboard|stages\..+)", flag
+                r"--(seed|data|ema|labelled|workers|tensorboard|stages\..+)", flag
             )
             assert known or field, f"{page.name}: medseg {shlex.join(words)}: no {flag}"
 

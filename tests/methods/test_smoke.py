@@ -18,17 +18,18 @@ CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.py"))
 def losses(config, out):
     train(config, out, report=False)
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return {e["step"]: e["loss"] for e in entries if e["kind"] == "train"}, entries
+    return {(e["stage"], e["step"]): e["loss"] for e in entries if e["kind"] == "train"}, entries
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_smoke_config_learns_and_repeats_its_number(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
     config = replace(load(path), log_every=5, validate_every=20)
-    config = replace(config, stages=(replace(config.stages[0], steps=20),))
+    config = replace(config, stages=tuple(replace(stage, steps=20) for stage in config.stages))
     found, entries = losses(config, tmp_path / "run")
-    assert found[20] < found[5]
-    assert math.isclose(found[20], GOLDEN[path.stem]["loss at step 20"], rel_tol=0.02)
+    first, *_, final = (config.stages[0].name, *(stage.name for stage in config.stages))
+    assert found[first, 20] < found[first, 5]
+    assert math.isclose(found[final, 20], GOLDEN[path.stem]["loss at step 20"], rel_tol=0.02)
     scores = [e for e in entries if e["kind"] == "val"]
     assert 0 <= scores[-1]["dice"] <= 1
     assert (tmp_path / "run" / "progress.png").stat().st_size > 10_000

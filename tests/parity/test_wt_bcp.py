@@ -1,4 +1,4 @@
-"""BCP and WT-BCP against the public PyTorch code (golden/wt_bcp): masks, mixes, LF/HF, losses, gradients, EMA, clean-up."""
+"""BCP and WT-BCP against the public PyTorch code (golden/wt_bcp): masks, mixes, LF/HF, losses, EMA, clean-up."""
 
 import importlib.util
 import json

@@ -117,3 +117,19 @@ def test_idrid_as_released(tmp_path):
             )
     dataset = sources.convert("idrid", tmp_path / "d", tmp_path / "dst3", quiet=True)
     assert Counter(case.split for case in dataset.cases) == {"train": 2, "val": 5, "test": 1}
+
+
+def test_pancreas_joins_the_lists_of_labelled_and_unlabelled_scans(tmp_path):
+    import h5py
+
+    source = tmp_path / "src"
+    source.mkdir()
+    for number in range(1, 9):
+        with h5py.File(source / f"{number:04d}.h5", "w") as file:
+            file["image"] = np.random.default_rng(number).normal(size=(6, 7, 8)).astype(np.float32)
+            file["label"] = np.random.default_rng(number).integers(0, 2, (6, 7, 8)).astype(np.uint8)
+    for name, numbers in (("train_lab", (1, 2)), ("train_unlab", (3, 4, 5, 6)), ("test", (7, 8))):
+        (source / f"{name}.txt").write_text("".join(f"{number:04d}.h5\n" for number in numbers))
+    dataset = sources.convert("pancreas_nih", source, tmp_path / "dst", quiet=True)
+    assert [case.id[-4:] for case in dataset.subset("test")] == ["0007", "0008"]
+    assert Counter(case.split for case in dataset.cases) == {"train": 4, "val": 2, "test": 2}

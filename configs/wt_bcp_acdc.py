@@ -1,0 +1,35 @@
+"""WT-BCP on ACDC with 7 labelled patients (the papers' 10 %), full width, with the papers' numbers.
+
+    medseg data convert --source acdc_ssl ACDC data/acdc
+    medseg data plan data/acdc --dim 2 --budget gpu        # then set patch_size to (256, 256) in data/acdc/plan.json
+    medseg train configs/wt_bcp_acdc.py --out runs/wt_bcp_acdc
+    medseg train configs/wt_bcp_acdc.py --out runs/wt_bcp_acdc3 --labelled patient038 patient050 patient099
+
+From the released scripts: XNet-Plus (112,984,332 parameters), batches of 8 + 8, 10,000 steps of stage 1 and 30,000 of
+stage 2 from its best weights, SGD with momentum 0.9 and weight decay 1e-4 at a constant 0.01, teacher 0.99, w = 0.5,
+alpha = 0.1, beta = 0.9, mirroring and rotation. Otherwise: slices keep their pixel size instead of being squeezed to
+256 x 256 (the plan's spacing), images are z-scored, momentum is Nesterov's, biases and norms are not decayed, gradients
+are clipped at norm 12; the losses are those of methods/wt_bcp.py as described, not as released (`as_released=True`).
+Validation is on the 10 patients of val.list, never on test; the papers' ACDC protocol is the same (best on validation).
+
+Expected: the released folder names a best validation Dice of 0.8955. Not run here: it needs an accelerator. Observed at
+a size for two CPU cores: configs/few_labels and docs/how-to/few-labels.md.
+"""
+
+from dataclasses import replace
+
+from medseg_jax import WTBCP, Augment, Config, Mix, Optim, Stage, WTCopyPaste, XNet
+
+net = XNet()
+optim = Optim("sgd", lr=0.01, weight_decay=1e-4, momentum=0.9, schedule="constant", warmup=0)
+augment = replace(Augment.none(), p_mirror=0.5, p_rotation=0.5)
+config = Config(
+    data="data/acdc",
+    labelled=("patient021", "patient038", "patient049", "patient050", "patient058", "patient099", "patient100"),
+    stages=(
+        Stage(WTCopyPaste(net=net), 10_000, optim, Mix(16, foreground=0), augment, name="pretrain"),
+        Stage(WTBCP(net=net, ramp=30_000), 30_000, optim, Mix(8, 8, foreground=0), augment, "selftrain", start="best"),
+    ),
+    validate_every=500,
+    log_every=50,
+)
