@@ -212,15 +212,25 @@ class _Specs:
             num_scalar_prefetch=1, grid=self.grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
         )
         params = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM)
-        call = pl.pallas_call(
-            kernel,
-            grid_spec=spec,
-            out_shape=out_shape,
-            compiler_params=params,
-            interpret=self.tiles.interpret,
-            name=name,
-        )
-        return functools.partial(call, jnp.array(self.tiles.flags, jnp.int32))
+
+        def call(*inputs):
+            # XLA cannot look into a kernel: what it costs is told to its scheduler, and to `cost_analysis`.
+            moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *out_shape))
+            elements, passes = inputs[1].size * self.n, 1 if name.endswith("forward") else 3
+            cost = pl.CostEstimate(
+                flops=6 * passes * elements, transcendentals=min(passes, 2) * elements, bytes_accessed=moved
+            )
+            return pl.pallas_call(
+                kernel,
+                grid_spec=spec,
+                out_shape=out_shape,
+                compiler_params=params,
+                cost_estimate=cost,
+                interpret=self.tiles.interpret,
+                name=name,
+            )(jnp.array(self.tiles.flags, jnp.int32), *inputs)
+
+        return call
 
     def lane_blocks(self, body) -> None:
         """body(lanes, groups, cut) for each 128 channels: `groups` are two where lane `cut` starts another one."""
