@@ -133,6 +133,7 @@ def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | N
         os.environ |= {
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
@@ -151,9 +152,14 @@ def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | N
             for file in Path(dump).glob(f"*selective_scan_{kind}*-final_bundles.txt"):
                 if "schedule-analysis" not in file.name:
                     bundles[kind] = inner_loops(file.read_text())
-        memory = program.memory_analysis()
+        memory, cost = program.memory_analysis(), program.cost_analysis()
         assert memory is not None
-        return {"bundles_per_step": bundles, "temporary_MB": memory.temp_size_in_bytes / 1e6}
+        assert cost is not None
+        return {
+            "bundles_per_step": bundles,
+            "temporary_MB": memory.temp_size_in_bytes / 1e6,
+            "bytes_accessed_MB": cost["bytes accessed"] / 1e6,
+        }
 
 
 def inner_loops(text: str) -> list[float]:

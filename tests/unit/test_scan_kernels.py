@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,9 +36,9 @@ def problem(b, length, k, d, n, ku, r=None, dtype=jnp.float32, seed=0):
     return {name: jnp.asarray(x, jnp.float32 if name == "A" else dtype) for name, x in arrays.items()}
 
 
-def interpreted(kernel, arrays, reverse):
+def interpreted(kernel, arrays, reverse, chunk=8):
     seq, par, flags = _checked(**{"delta_weight": None} | arrays, reverse=reverse)
-    y = kernel(seq, par, flags, 8, interpret=True)
+    y = kernel(seq, par, flags, chunk, interpret=True)
     return y.reshape(*y.shape[:2], -1)
 
 
@@ -136,6 +137,48 @@ def test_what_the_kernels_cannot_take_is_named(x64):
         selective_scan(**problem(1, 8, 1, 8, 16, 1), backend="mosaic_gpu", chunk=24)
     with pytest.raises(ValueError, match="multiple of 8 on a TPU"):
         selective_scan(**problem(1, 8, 1, 8, 8, 1), backend="pallas_tpu", chunk=12)
+
+
+TPU = [(1, 128), (9216, 192), (2304, 384), (576, 768), (144, 1536), (1023, 200)]
+GPU = [(1, 128), (65, 192), (144, 128)]  # its interpreter takes about a minute for 100 steps of 2 groups
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "length", "d"), [(pallas_tpu, *shape) for shape in TPU] + [(mosaic_gpu, *shape) for shape in GPU]
+)
+def test_kernels_at_the_sizes_of_real_networks(kernel, length, d):
+    """Against double precision, one group forwards in time and one backwards."""
+    arrays, flags = problem(1, length, 2, d, 16, 1), (False, True)
+    weight = np.random.default_rng(1).normal(size=(1, length, 2 * d))
+
+    def everything(scan, arrays, weight):
+        y, undo = jax.vjp(jax.jit(scan), arrays)
+        return jax.tree.map(np.asarray, undo(weight)[0] | {"y": y})
+
+    with jax.enable_x64(True):
+        exact = {name: jnp.asarray(x, jnp.float64) for name, x in arrays.items()}
+        scan = partial(selective_scan, reverse=flags, backend="chunked")  # the reference to 1e-12 (test_scan.py)
+        expected = everything(lambda a: scan(**a), exact, jnp.asarray(weight))
+    seq_to_y = partial(interpreted, kernel, reverse=flags, chunk=None)
+    found = everything(seq_to_y, arrays, jnp.float32(weight))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "length"), [(pallas_tpu, 65536), (mosaic_gpu, 128)])
+def test_decay_that_underflows_leaves_all_finite(kernel, length):
+    """delta 20, A -16: exp(-320) is 0. (128 steps in the GPU's interpreter, which is slow: each of them underflows.)"""
+    arrays = problem(1, length, 1, 8, 2, 1)
+    arrays |= {"delta": jnp.full_like(arrays["delta"], 20.0), "A": jnp.full_like(arrays["A"], -16.0)}
+    y, undo = jax.vjp(jax.jit(lambda a: interpreted(kernel, a, True, chunk=None)), arrays)
+    expected = selective_scan(**arrays, reverse=True, backend="chunked")
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+    (gradients,) = undo(jnp.ones_like(y))
+    for name, gradient in gradients.items():
+        assert jnp.isfinite(gradient).all(), name
+    assert (gradients["A"] == 0).all()
 
 
 @pytest.mark.slow

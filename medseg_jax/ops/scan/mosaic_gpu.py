@@ -123,12 +123,12 @@ def _forward_and_keep(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
 def _run_forward(tiles: Tiles, u, delta, BC, A, pair, keep: bool) -> tuple[Array, ...]:
     (b, length, c), n = delta.shape, A.shape[0]
     boundaries = jax.ShapeDtypeStruct((length // tiles.chunk, b, n, c), jnp.float32)
-    tile, narrow = _tile(tiles), plgpu.SMEM((tiles.chunk, 2 * n), jnp.float32)
+    tile, narrow = _tile(tiles, 2), plgpu.SMEM((2, tiles.chunk, 2 * n), jnp.float32)
     return _call(
         functools.partial(_forward_kernel, tiles, BC.shape[1], n, keep),
         (jax.ShapeDtypeStruct(delta.shape, u.dtype), *([boundaries] if keep else [])),
         (b, c // LANES),
-        [tile(u), tile(delta), narrow, tile(u), plgpu.Barrier(num_arrivals=3)],
+        [tile(u), tile(delta), narrow, _tile(tiles)(u), plgpu.Barrier(num_arrivals=3, num_barriers=2)],
         tiles,
     )(u, delta, BC, A, pair)
 
@@ -165,8 +165,8 @@ def _backward(tiles: Tiles, u, delta, BC, A, pair, boundaries, dy) -> tuple[Arra
     return du, ddelta, jnp.concatenate([dBC[:, :, 0], dBC[:, :, 1]], -1), dA, dpair
 
 
-def _tile(tiles: Tiles):
-    return lambda x: plgpu.SMEM((tiles.chunk, LANES), x.dtype)
+def _tile(tiles: Tiles, *buffers: int):
+    return lambda x: plgpu.SMEM((*buffers, tiles.chunk, LANES), x.dtype)
 
 
 def _call(kernel, out_type, grid, scratch, tiles: Tiles):
@@ -219,34 +219,44 @@ def _forward_kernel(tiles: Tiles, k, n, keep, u_in, delta_in, BC_in, A_in, pair_
     A = [_load(A_in, m, lanes) * LOG2E for m in range(n)]
     skip, bias = _load(pair_in, 0, lanes), _load(pair_in, 1, lanes)
 
+    def when(i):
+        return jnp.where(backwards, count - 1 - i, i)
+
+    def fetch(i):
+        slot, steps = i % 2, pl.ds(when(i) * chunk, chunk)
+        plgpu.copy_gmem_to_smem(u_in.at[row, steps, source], u_ref.at[slot], arrived.at[slot])
+        plgpu.copy_gmem_to_smem(delta_in.at[row, steps, lanes], delta_ref.at[slot], arrived.at[slot])
+        plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref.at[slot], arrived.at[slot])
+
     def one_chunk(i, h):
-        i = jnp.where(backwards, count - 1 - i, i)
-        steps = pl.ds(i * chunk, chunk)
-        plgpu.copy_gmem_to_smem(u_in.at[row, steps, source], u_ref, arrived)
-        plgpu.copy_gmem_to_smem(delta_in.at[row, steps, lanes], delta_ref, arrived)
-        plgpu.copy_gmem_to_smem(BC_in.at[row, group, steps], BC_ref, arrived)
+        @pl.when(i + 1 < count)
+        def _():
+            fetch(i + 1)  # while this one is scanned
+
+        slot = i % 2
         if h_out is not None:
             for m in range(n):
-                h_out[i, row, m, lanes] = h[m]
-        plgpu.barrier_wait(arrived)
+                h_out[when(i), row, m, lanes] = h[m]
+        plgpu.barrier_wait(arrived.at[slot])
         plgpu.wait_smem_to_gmem(0)  # y of the chunk before has left
 
         def step(s, h):
             t = jnp.where(backwards, chunk - 1 - s, s)
-            u, delta = _load(u_ref, t), _softplus(_load(delta_ref, t) + bias)
+            u, delta = _load(u_ref, slot, t), _softplus(_load(delta_ref, slot, t) + bias)
             x, y, new = delta * u, skip * u, []
             for m in range(n):
-                hm = jnp.exp2(delta * A[m]) * h[m] + x * BC_ref[t, m]
-                y += hm * BC_ref[t, n + m]
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * BC_ref[slot, t, m]
+                y += hm * BC_ref[slot, t, n + m]
                 new.append(hm)
             y_ref[t] = y.astype(y_ref.dtype)
             return tuple(new)
 
         h = lax.fori_loop(0, chunk, step, h)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(y_ref, y_out.at[row, steps, lanes])
+        plgpu.commit_smem()  # all threads have read this slot, too
+        plgpu.copy_smem_to_gmem(y_ref, y_out.at[row, pl.ds(when(i) * chunk, chunk), lanes])
         return h
 
+    fetch(0)
     lax.fori_loop(0, count, one_chunk, (_zeros(),) * n)
     plgpu.wait_smem_to_gmem(0)
 

@@ -154,7 +154,7 @@ def _backward(tiles: Tiles, u, delta, BC, A, skip_and_bias, boundaries, dy) -> t
             at.state_scratch,
             at.spread_scratch,
             pltpu.VMEM((tiles.chunk, at.n, at.rows, LANES), f32),  # h before each step
-            at.spread_scratch,  # dB and dC before the sum over lanes
+            at.sum_scratch,  # dB and dC before the sum over lanes
             at.step_scratch(3),
             at.step_scratch(2),
         ],
@@ -200,6 +200,9 @@ class _Specs:
         self.state_scratch = pltpu.VMEM((n, rows, width), jnp.float32)
         self.spread_scratch = pltpu.VMEM((groups, chunk, 2 * n, rows, LANES), jnp.float32)
 
+        slots = 1 if groups == 1 else 3  # with two groups the third is of the lanes where both meet
+        self.sum_scratch = pltpu.VMEM((slots, chunk, 2 * n, rows, LANES), jnp.float32)
+
     def step_scratch(self, count: int):
         """Room for some arrays of one lane block, [count, chunk, rows, 128]: a register a step."""
         return pltpu.VMEM((count, self.tiles.chunk, self.rows, LANES), jnp.float32)
@@ -209,15 +212,25 @@ class _Specs:
             num_scalar_prefetch=1, grid=self.grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
         )
         params = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM)
-        call = pl.pallas_call(
-            kernel,
-            grid_spec=spec,
-            out_shape=out_shape,
-            compiler_params=params,
-            interpret=self.tiles.interpret,
-            name=name,
-        )
-        return functools.partial(call, jnp.array(self.tiles.flags, jnp.int32))
+
+        def call(*inputs):
+            # XLA cannot look into a kernel: what it costs is told to its scheduler, and to `cost_analysis`.
+            moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *out_shape))
+            elements, passes = inputs[1].size * self.n, 1 if name.endswith("forward") else 3
+            cost = pl.CostEstimate(
+                flops=6 * passes * elements, transcendentals=min(passes, 2) * elements, bytes_accessed=moved
+            )
+            return pl.pallas_call(
+                kernel,
+                grid_spec=spec,
+                out_shape=out_shape,
+                compiler_params=params,
+                cost_estimate=cost,
+                interpret=self.tiles.interpret,
+                name=name,
+            )(jnp.array(self.tiles.flags, jnp.int32), *inputs)
+
+        return call
 
     def lane_blocks(self, body) -> None:
         """body(lanes, groups, cut) for each 128 channels: `groups` are two where lane `cut` starts another one."""
@@ -234,13 +247,11 @@ class _Specs:
             body(pl.ds(j * LANES, LANES), tuple(dict.fromkeys((first, last))), d - j * LANES)
 
 
-def _eights(at: _Specs, body) -> None:
-    """body(steps) for 8 steps at a time."""
-
-    def one(i, _):
-        body(pl.ds(pl.multiple_of(i * 8, 8), 8))
-
-    lax.fori_loop(0, at.tiles.chunk // 8, one, None)
+def _eights(at: _Specs, body, together: bool = False) -> None:
+    """body(steps) for 8 steps at a time; `together`: all side by side, which hides the latency of exp and log."""
+    count = at.tiles.chunk // 8
+    unroll = count if together and not at.tiles.interpret and count <= 4 else 1
+    lax.fori_loop(0, count, lambda i, _: body(pl.ds(pl.multiple_of(i * 8, 8), 8)), None, unroll=unroll)
 
 
 def _by_step(ref, *index) -> Array:
@@ -323,11 +334,11 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
         def store(steps):
             y_ref[:, steps, lanes] = _by_row(out_ref[0, steps], y_ref.dtype)
 
-        _eights(at, load)
+        _eights(at, load, together=True)
         h = lax.fori_loop(0, chunk, step, tuple(h_ref[m, :, lanes] for m in range(n)), unroll=at.unroll)
         for m in range(n):
             h_ref[m, :, lanes] = h[m]
-        _eights(at, store)
+        _eights(at, store, together=True)
 
     at.lane_blocks(block)
 
@@ -349,20 +360,13 @@ def _backward_kernel(
 
     def block(lanes, groups, cut):
         A, skip, bias = _per_channel(at, A_ref, pair_ref, lanes)
-        lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
 
         def load(steps):
             delta = _softplus(_by_step(delta_ref, slice(None), steps, lanes) + bias)
             u, dy = (_by_step(ref, slice(None), steps, lanes) for ref in (u_ref, dy_ref))
             step_ref[0, steps], step_ref[1, steps], step_ref[2, steps] = delta, u, dy
 
-        def add(t, m, value):
-            """Into dB or dC of the lane's group."""
-            if len(groups) == 1:
-                sum_ref[groups[0], t, m] += value
-            else:
-                sum_ref[groups[0], t, m] += jnp.where(lane < cut, value, 0)
-                sum_ref[groups[1], t, m] += jnp.where(lane < cut, 0, value)
+        slot = groups[0] if len(groups) == 1 else 2
 
         def again(i, h):
             t = jnp.where(backwards == 1, chunk - 1 - i, i)
@@ -371,7 +375,7 @@ def _backward_kernel(
             for m in range(n):
                 h_ref[i, m] = h[m]
                 hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
-                add(t, n + m, dy * hm)
+                sum_ref[slot, t, n + m] += dy * hm
                 new.append(hm)
             return tuple(new)
 
@@ -383,7 +387,7 @@ def _backward_kernel(
             x, gB, qA, new, sums = delta * u, jnp.zeros_like(u), jnp.zeros_like(u), [], []
             for m in range(n):
                 gm = g[m] + dy * _of_lanes(spread_ref, groups, cut, t, n + m)
-                add(t, m, gm * x)
+                sum_ref[slot, t, m] += gm * x
                 gB += gm * _of_lanes(spread_ref, groups, cut, t, m)
                 gm *= jnp.exp2(delta * A[m])
                 q = gm * h_ref[i, m]
@@ -402,7 +406,7 @@ def _backward_kernel(
             ddelta_ref[:, steps, lanes] = _by_row(draw, ddelta_ref.dtype)
             du_ref[:, steps, lanes] = _by_row(out_ref[0, steps] + skip * dy, du_ref.dtype)
 
-        _eights(at, load)
+        _eights(at, load, together=True)
         lax.fori_loop(0, chunk, again, tuple(boundary_ref[m, :, lanes] for m in range(n)), unroll=at.unroll)
         start = (tuple(ref[m, :, lanes] for m in range(n)) for ref in (g_ref, dA_ref))
         g, dA = lax.fori_loop(0, chunk, back, tuple(start), unroll=at.unroll)
@@ -413,14 +417,17 @@ def _backward_kernel(
     at.lane_blocks(block)
     columns = at.tiles.groups * 2 * n
     column = lax.broadcasted_iota(jnp.int32, (rows, columns), 1)
+    first = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1) < LANES // 2
 
     def sum_lanes(steps):
         totals = [jnp.zeros((rows, columns), jnp.float32)] * 8
         for i in range(columns):
             group, m = divmod(i, 2 * n)
             for s in range(8):
-                lanes = sum_ref[group, steps.start + s, m].sum(1, keepdims=True)
-                totals[s] = jnp.where(column == i, lanes, totals[s])
+                lanes = sum_ref[group, steps.start + s, m]
+                if at.tiles.groups == 2:
+                    lanes += jnp.where(first == (group == 0), sum_ref[2, steps.start + s, m], 0.0)
+                totals[s] = jnp.where(column == i, lanes.sum(1, keepdims=True), totals[s])
         dBC_ref[:, steps] = _by_row(jnp.stack(totals), jnp.float32)
 
     _eights(at, sum_lanes)
