@@ -91,7 +91,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
                 )
             state = restore_tree(folder / str(step))
             weights = state.get("ema") or state["params"]
-            objective = stage.objective.bind(Task(plan, labels, len(channels)))
+            objective = stage.objective.bind(Task(plan, labels, plan.channels_seen))
             aux = state["aux"]
             predict = partial(jax.jit(objective.predict), weights, aux, objective.frozen())
             return Run(path, config, plan, labels, channels, step, checkpoint, predict)

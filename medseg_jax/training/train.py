@@ -328,7 +328,7 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     stage = config.stages[index]
     steps = stage.steps or plan.steps
     spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
-    task = Task(plan, dataset.labels, len(dataset.channels), len(dataset.cases), dataset.domains)
+    task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)
     objective = stage.objective.bind(task)
     feed = {
         **dict(cache=cache, dataset=dataset, plan=plan, mix=stage.mix, split="train"),
