@@ -1,86 +1,103 @@
-"""Trains what the README's table claims, resumably, and makes the table from the results.
+"""Trains what a page claims, resumably, and makes its table from the results.
 
-    MEDSEG_DATA=FOLDER python benchmarks/evidence.py run --work runs/evidence [--only unet_isic2018] [--seeds 0 1 2]
-    python benchmarks/evidence.py table
+    MEDSEG_DATA=FOLDER python benchmarks/evidence.py run --study baseline --work runs/evidence [--only JOB ...]
+    python benchmarks/evidence.py table --study baseline
 
-`run` converts each data set once, trains each seed (a run that was interrupted goes on where it stopped; one that is
-finished is skipped), and writes benchmarks/results/<config>.json with every figure and <config>_seed<n>_cases.csv with
-every case. `table` writes the rows into README.md. A row is the mean over seeds of the mean over validation cases, the
-standard deviation over seeds, and the bootstrap interval over cases of the first seed.
+A study is a file of `studies/`. `run` converts each data set once and trains each job and seed, all jobs of a seed
+before the next seed. A run that was interrupted goes on where it stopped; one that is finished is skipped. Every figure
+goes to results/STUDY/<job>.json and every case to results/STUDY/<job>.csv. `table` writes the study's page.
 """
 
 import argparse
+import csv
+import fcntl
+import importlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from studies import RESULTS, Job, Records
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row: a config, the raw data it is trained on, and words for the table."""
+def run(study: str, job: Job, seed: int, raw: Path, work: Path) -> None:
+    """Converts, trains and records one job with one seed, unless that is done."""
+    path = RESULTS / study / f"{job.name}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seeds": {}}
+    if str(seed) in results["seeds"]:
+        return
+    data = _data(job, raw, work)
+    out = work / study / f"{job.name}_seed{seed}"
+    options = (*job.overrides, "--seed", str(seed))
+    _medseg("train", f"configs/{job.config}.py", "--out", str(out), "--data", str(data), *options)
+    folder = next(p.parent for p in sorted(out.rglob("run.json")))  # folds and held-out domains have runs within
+    record = json.loads((folder / "run.json").read_text())
+    train = [
+        e for line in (folder / "log.jsonl").read_text().splitlines() if (e := json.loads(line))["kind"] == "train"
+    ]
+    results["seeds"][str(seed)] = {
+        "command": f"medseg train configs/{job.config}.py --data data/{data.name} --out RUN {' '.join(options)}",
+        "commit": record["git"],
+        "versions": record["versions"],
+        "devices": {**record["devices"], "cores": os.cpu_count(), "machine": platform.machine()},
+        "steps": train[-1]["step"],
+        "seconds_per_step": float(np.median([e["seconds"] for e in train])),
+        "minutes_of_steps": _minutes(train),
+        **{label: _summary(out / place) for label, place in job.scores},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _append_cases(path.with_suffix(".csv"), job, seed, out)
+    path.write_text(json.dumps(results, indent=1))
 
-    config: str
-    source: str
-    options: tuple[str, ...]
-    data: str
 
-
-JOBS = (
-    Job("unet_hippocampus", "hippocampus_msd04", (), "MSD hippocampus, 96 train / 24 val"),
-    Job("unet_isic2018", "isic2018_256", (), "ISIC 2018 at 256 x 256, 500 train / 100 val"),
-)
-
-
-def run(job: Job, seeds: list[int], raw: Path, work: Path) -> None:
-    """Converts, trains and records one job."""
-    data = work / "data" / job.source
-    if not (data / "dataset.json").exists():
+def _data(job: Job, raw: Path, work: Path) -> Path:
+    """The job's data set, made and planned if it is not there."""
+    data = work / "data" / "_".join((job.source, *(o.strip("-") for o in job.options)))
+    if not (data / "plan.json").exists():
+        shutil.rmtree(data, ignore_errors=True)
         _medseg("data", "convert", str(raw / job.source), str(data), *job.options)
         _medseg("data", "plan", str(data))
-    path = RESULTS / f"{job.config}.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seeds": {}}
-    for seed in seeds:
-        out = work / f"{job.config}_seed{seed}"
-        if str(seed) in results["seeds"]:
-            continue
-        command = ("train", f"configs/{job.config}.py", "--out", str(out), "--data", str(data), "--seed", str(seed))
-        _medseg(*command)
-        record = json.loads((out / "run.json").read_text())
-        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        train = [e for e in log if e["kind"] == "train"]
-        results["seeds"][str(seed)] = {
-            "command": f"medseg train configs/{job.config}.py --data data/{job.source} --out RUN --seed {seed}",
-            "commit": record["git"],
-            "versions": record["versions"],
-            "devices": {**record["devices"], "cores": os.cpu_count(), "machine": platform.machine()},
-            "steps": train[-1]["step"],
-            "seconds_per_step": float(np.median([e["seconds"] for e in train])),
-            "minutes_of_steps": _minutes(train),
-            "best_step": max((e for e in log if e["kind"] == "val"), key=lambda e: e["dice"])["step"],
-            **{which: _summary(out / "validation" / which) for which in ("best", "last")},
-        }
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results, indent=1))
-        shutil.copyfile(out / "validation" / "best" / "cases.csv", RESULTS / f"{job.config}_seed{seed}_cases.csv")
+    if not job.corrupt:
+        return data
+    words = (w.strip("-") for w in job.corrupt if w not in ("data", "corrupt", "SRC", "DST"))
+    made = data.with_name("_".join((data.name, *words)))
+    if not (made / "plan.json").exists():
+        shutil.rmtree(made, ignore_errors=True)
+        _medseg(*({"SRC": str(data), "DST": str(made)}.get(word, word) for word in job.corrupt))
+        shutil.copyfile(data / "plan.json", made / "plan.json")
+    return made
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     """summary.json without the places of files on this machine."""
     summary = json.loads((folder / "summary.json").read_text())
     for place in ("predictions", "references"):
-        del summary["settings"][place]
+        summary.get("settings", {}).pop(place, None)
     return summary
+
+
+def _append_cases(path: Path, job: Job, seed: int, out: Path) -> None:
+    """Adds this seed's cases to the job's CSV."""
+    rows = [
+        {"seed": seed, "scores": label, **row}
+        for label, place in job.scores
+        for row in csv.DictReader((out / place / "cases.csv").open(newline=""))
+    ]
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def _minutes(train: list[dict[str, Any]]) -> float:
@@ -92,50 +109,51 @@ def _medseg(*args: str) -> None:
     subprocess.run([sys.executable, "-m", "medseg_jax.cli", *args], cwd=ROOT, check=True)
 
 
-def table() -> str:
-    """The README's table."""
-    rows = ["| config | data, split | time | mean Dice (95 % interval) | HD95 | NSD |", "|---|---|---|---|---|---|"]
-    for job in JOBS:
-        path = RESULTS / f"{job.config}.json"
-        if not path.exists():
-            continue
-        seeds = list(json.loads(path.read_text())["seeds"].values())
-        for which in ("best", "last"):
-            mean = {m: np.array([s[which]["mean"][m] for s in seeds]) for m in ("dice", "hd95", "nsd")}
-            spread = f" ± {mean['dice'].std(ddof=1):.3f}" if len(seeds) > 1 else ""
-            low, high = seeds[0][which]["ci95"]["dice"]
-            minutes = np.mean([s["minutes_of_steps"] for s in seeds])
-            rows.append(
-                f"| [{job.config}](configs/{job.config}.py), {which} | {job.data} | "
-                f"{minutes:.0f} min, {len(seeds)} seeds | "
-                f"{mean['dice'].mean():.3f}{spread} ({low:.3f} – {high:.3f}) | "
-                f"{mean['hd95'].mean():.2f} {seeds[0][which]['unit']} | {mean['nsd'].mean():.3f} |"
-            )
-    return "\n".join(rows)
+@contextmanager
+def _turn(lock: Path | None):
+    """Waits until no other training that was given the same file is running."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
-def write_table() -> None:
-    """Puts the table between the two markers of README.md."""
-    readme = ROOT / "README.md"
-    head, rest = readme.read_text().split("<!-- results -->\n")
-    _, tail = rest.split("<!-- end of results -->\n")
-    readme.write_text(f"{head}<!-- results -->\n\n{table()}\n\n<!-- end of results -->\n{tail}")
+def records(study: str) -> Records:
+    """What has been measured so far: job -> seed -> record."""
+    files = sorted((RESULTS / study).glob("*.json"))
+    return {f.stem: {int(k): v for k, v in json.loads(f.read_text())["seeds"].items()} for f in files}
+
+
+def write_table(study: str, module: ModuleType) -> None:
+    """Puts the table between the study's two markers of its page."""
+    page = ROOT / module.PAGE
+    start, end = f"<!-- results: {study} -->\n", "<!-- end of results -->\n"
+    head, rest = page.read_text().split(start)
+    tail = rest.split(end, 1)[1]
+    page.write_text(f"{head}{start}\n{module.table(records(study))}\n\n{end}{tail}")
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--study", required=True, help="file of studies/, without .py")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="data sets and runs")
-    parser.add_argument("--only", nargs="*", help="names of configs")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", help="names of jobs")
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these")
+    parser.add_argument("--lock", type=Path, help="a file: only one training at a time holds it, across processes")
     args = parser.parse_args()
+    module = importlib.import_module(f"studies.{args.study}")
     if args.what == "table":
-        write_table()
+        write_table(args.study, module)
         return
-    for job in JOBS:
-        if not args.only or job.config in args.only:
-            run(job, args.seeds, Path(os.environ["MEDSEG_DATA"]), args.work.resolve())
+    jobs = [job for job in module.JOBS if not args.only or job.name in args.only]
+    for seed in args.seeds or sorted({seed for job in jobs for seed in job.seeds}):
+        for job in (job for job in jobs if seed in job.seeds):
+            with _turn(args.lock):
+                run(args.study, job, seed, Path(os.environ["MEDSEG_DATA"]), args.work.resolve())
 
 
 if __name__ == "__main__":

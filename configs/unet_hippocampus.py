@@ -5,11 +5,9 @@
     medseg train configs/unet_hippocampus.py --out runs/hippocampus
 
 Time: about 15 minutes on two CPU cores (1,500 steps). Expected on the 24 validation cases (every fifth case, sorted):
-mean Dice of the two parts 0.89. Observed (November 2026, seeds 0, 1, 2; benchmarks/results/unet_hippocampus.json), last
-weights: Dice 0.890, 0.888, 0.892; NSD at 1 mm 0.966, 0.967, 0.967; HD95 1.34, 1.37, 1.28 mm. Best weights, which were
-chosen on these cases: Dice 0.890, 0.888, 0.893.
-
-The two classes differ by where they lie from front to back, so only left and right are mirrored.
+mean Dice of the two parts 0.89. Observed (November 2026, seeds 0, 1, 2; in benchmarks/results/baseline), last weights:
+Dice 0.890, 0.888, 0.892; NSD at 1 mm 0.966, 0.967, 0.967; HD95 1.34, 1.37, 1.28 mm. Best weights, which were chosen on
+these cases: Dice 0.890, 0.888, 0.893.
 """
 
 from medseg_jax import Augment, Config, Optim, Stage, Supervised, UNet

@@ -105,6 +105,8 @@ class Config:
     Attributes:
         data: folder of the data set (with dataset.json), or "phantoms2d" or "phantoms3d": synthetic, made when needed.
         stages: the stages, in order.
+        pretrained: weight file (.safetensors, .npz, .pth; `file.pth#model_ema` for one of several sets in it) that the
+            first stage's networks start from.
         plan: path of a plan.json; None = the data set's own, made now if it has none.
         seed: of initialisation, data order, augmentation and dropout.
         workers: processes that read patches; 0 is enough, since augmentation runs on the device.
@@ -125,6 +127,7 @@ class Config:
 
     data: str = "phantoms2d"
     stages: tuple[Stage, ...] = (Stage(),)
+    pretrained: str | None = None
     plan: str | None = None
     seed: int = 0
     workers: int = 0

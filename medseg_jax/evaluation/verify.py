@@ -177,7 +177,7 @@ def _weights(run: Path) -> Iterator[Check]:
     from medseg_jax.runtime.run import stage_folder
     from medseg_jax.runtime.sharding import path_name
 
-    config, plan, channels, labels = _open(run)
+    config, plan, _, labels = _open(run)
     size = tuple(plan.patch_size)
     batch = {
         "image": jax.ShapeDtypeStruct((1, *size, plan.channels_seen), np.float32),

@@ -103,6 +103,13 @@ class MambaSea(Supervised):
             params["gva"], _ = self.gva_fn.init(jax.random.fold_in(key, 2))
         return params, {"stats": stats}
 
+    def pretrained(self, params: Tree, aux: Tree, load) -> tuple[Tree, Tree]:
+        """Both branches start from the same file; what it does not hold stays random, and different."""
+        params, stats = dict(params), dict(aux["stats"])
+        for branch in stats:
+            params[branch], stats[branch] = load(self.net, params[branch], stats[branch])
+        return params, {**aux, "stats": stats}
+
     def loss(self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array):
         key_f, key_g, key_gva = jax.random.split(key, 3)
         changed = self.change(params, batch["image"], key_gva) if self.gva else batch["image"]

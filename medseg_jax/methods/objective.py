@@ -110,6 +110,17 @@ class Objective:
         """Initial (params, aux)."""
         raise NotImplementedError(f"{type(self).__name__} must define init")
 
+    def pretrained(
+        self, params: Tree, aux: Tree, load: Callable[[Any, Tree, Tree], tuple[Tree, Tree]]
+    ) -> tuple[Tree, Tree]:
+        """(params, aux) that start from published weights.
+
+        Args:
+            params, aux: as `init` gives them.
+            load: (network's config, its params, its statistics) -> both with the file's values.
+        """
+        raise UserError(f"{type(self).__name__} cannot start from a weight file", remedy="leave Config.pretrained out")
+
     def loss(
         self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array
     ) -> tuple[Array, tuple[Tree, Mapping]]:

@@ -46,6 +46,10 @@ class Supervised(Objective):
         params, stats = self.fn.init(key)
         return params, {"stats": stats}
 
+    def pretrained(self, params: Tree, aux: Tree, load) -> tuple[Tree, Tree]:
+        params, stats = load(self.net, params, aux["stats"])
+        return params, {**aux, "stats": stats}
+
     def target(self, label: Int[Array, "*b"]) -> tuple[Float[Array, "*b k"], Float[Array, "*b"] | None]:
         """Label map -> target [*b, k] and voxel weights [*b] (None without an ignore label)."""
         labels = self.task.labels

@@ -10,7 +10,7 @@ from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.environment import use_compilation_cache
 from medseg_jax.training.optim import assign_groups
-from medseg_jax.training.train import compile_step, open_data, open_plan, prepare_stage, refuse_problems
+from medseg_jax.training.train import compile_step, from_file, open_data, open_plan, prepare_stage, refuse_problems
 
 
 def dry_run(config: Config) -> list[dict[str, Any]]:
@@ -35,6 +35,8 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
 def _dry_stage(config: Config, index: int, dataset, plan, cache, mesh) -> dict[str, Any]:
     stage = config.stages[index]
     prepared = prepare_stage(config, index, dataset, plan, cache, mesh)
+    if config.pretrained and index == 0:
+        from_file(config.pretrained, prepared.parts.objective, prepared.state["params"], prepared.state["aux"])
     batch = sharding.put_batch(prepared.first, mesh)
     compiled = compile_step(prepared, mesh).lower(prepared.state, prepared.frozen, batch).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()

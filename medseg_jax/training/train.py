@@ -24,16 +24,19 @@ from jax.sharding import Mesh
 
 from medseg_jax import config as configs
 from medseg_jax.config import Config, Stage
+from medseg_jax.convert import load as load_weights
+from medseg_jax.convert import read_weights, weight_file
 from medseg_jax.data import pipeline, synthetic
 from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
 from medseg_jax.data.verify import check_dataset
 from medseg_jax.data.views import fold_view, hold_out_view
-from medseg_jax.methods.objective import Task, check_batch
+from medseg_jax.methods.objective import Objective, Task, check_batch
+from medseg_jax.models.network import Network
 from medseg_jax.runtime import distributed, sharding
 from medseg_jax.runtime import log as logs
-from medseg_jax.runtime.checkpoint import Checkpoints
+from medseg_jax.runtime.checkpoint import Checkpoints, file_sha256
 from medseg_jax.runtime.environment import describe, keep_freed_memory, use_compilation_cache
 from medseg_jax.runtime.log import Log, say
 from medseg_jax.runtime.run import open_run, stage_folder
@@ -171,7 +174,9 @@ def _write_run(config: Config, out: Path, dataset: Dataset, plan: Plan) -> None:
     path = out / "run.json"
     if path.exists():
         refuse_other_config(config, out, dataset)
-        record["started"] = json.loads(path.read_text())["started"]
+        record |= {k: v for k, v in json.loads(path.read_text()).items() if k in ("started", "pretrained")}
+    elif config.pretrained:
+        record["pretrained"] = {"file": config.pretrained, "sha256": file_sha256(weight_file(config.pretrained))}
     distributed.wait_for_all("run read")  # nobody still reads what is written now
     if jax.process_index() == 0:
         plan.save(out / "plan.json")
@@ -374,6 +379,9 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
         state: State = jax.jit(prepared.make_state, out_shardings=places)()
         if previous is not None:
             state = jax.device_put(transfer(state, previous), places)
+        elif config.pretrained:
+            weights = from_file(config.pretrained, prepared.parts.objective, state["params"], state["aux"])
+            state = jax.device_put(transfer(state, weights), places)
         start = 0
     else:
         start, state = found
@@ -502,6 +510,24 @@ def _handover(stage: Stage, best: Checkpoints, state: State, setting: Setting, i
     return jax.device_get(_whole(setting, weights))
 
 
+def from_file(file: str, objective: Objective, params: Any, aux: Any) -> dict[str, Any]:
+    """The method's params and aux with the values of a weight file where it has any; abstract ones can be tried too.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit the network.
+    """
+    tensors = read_weights(file)
+
+    def load(net: Network, params: Any, stats: Any) -> tuple[Any, Any]:
+        loaded = load_weights(net, params, stats, tensors, file)
+        new = f"; new: {', '.join(loaded.stayed[:3])}{' ...' * (len(loaded.stayed) > 3)}" if loaded.stayed else ""
+        say(f"{file}: {len(loaded.filled)} of {len(loaded.filled) + len(loaded.stayed)} arrays{new}")
+        return loaded.params, loaded.stats
+
+    new_params, new_aux = objective.pretrained(params, aux, load)
+    return {"params": new_params, "aux": new_aux}
+
+
 def transfer(state: State, previous: dict[str, Any]) -> State:
     """A state whose params and aux take every leaf of `previous` that has the same path, shape and type."""
     old = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(previous)}
@@ -518,8 +544,10 @@ def transfer(state: State, previous: dict[str, Any]) -> State:
     weights = {k: state[k] for k in ("params", "aux")}
     new = jax.tree_util.tree_map_with_path(one, weights)
     if not taken:
-        raise UserError("The stage before shares no weights with this one", found="no leaf of equal path and shape")
-    say(f"started from the stage before: {len(taken)} of {len(jax.tree.leaves(weights))} arrays")
+        raise UserError(
+            "The weights to start from share nothing with this stage", found="no leaf of equal path and shape"
+        )
+    say(f"taken over: {len(taken)} of {len(jax.tree.leaves(weights))} arrays")
     new_state = {**state, **new}
     if "ema" in state:
         new_state["ema"] = jax.tree.map(np.copy, new["params"])

@@ -89,8 +89,7 @@ def test_without_lsa_and_gva_and_consistency_it_is_two_plain_trainings():
 
 
 def test_ignored_voxels_change_nothing():
-    method, params, aux = started(MambaSea(VM_UNET, lsa="off", gva=False))
-    data = batch()
+    method, data = MambaSea(VM_UNET).bind(TASK), batch()
     f, g = (jax.random.normal(jax.random.key(i), (4, 16, 16, 2)) for i in (0, 1))
     target, weight = method.target(data["label"])
     value, _ = ms.objective((f,), (g,), target, weight)
@@ -188,7 +187,7 @@ def test_fourier_mixing_keeps_phases_and_high_frequencies():
     np.testing.assert_allclose(same, jnp.repeat(image[:1], 4, 0), atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------- several devices
+# ---------------------------------------------------------------------------------------------------- several devices
 
 
 ON_TWO = """

@@ -1,0 +1,80 @@
+"""What a study is: runs that are compared with each other, and the table that is made of them.
+
+A study is a file of this folder with
+
+    JOBS                 the runs: config, data, command-line overrides, seeds
+    PAGE                 the page that shows the table, between `<!-- results: STUDY -->` and `<!-- end of results -->`
+    table(records)       job's name -> seed -> record (see `Job`)  to  the table in Markdown
+
+and `evidence.py run --study NAME` does the rest.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+type Records = dict[str, dict[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One config with some overrides, trained once a seed.
+
+    A seed's record holds command, commit, versions, devices, steps, minutes and, for each of `scores`, the summary that
+    `medseg evaluate` wrote there.
+
+    Attributes:
+        name: of the job, and of its results' files.
+        config: file in configs/, without .py.
+        source: folder of raw data in MEDSEG_DATA.
+        data: words for the table.
+        options: of `medseg data convert`.
+        corrupt: arguments of a further verb that makes the training data out of the converted set: ("data", "corrupt",
+            ...); SRC and DST stand for the two folders.
+        overrides: of `medseg train`.
+        seeds: one run each.
+        scores: label -> folder with summary.json and cases.csv, within the run's folder.
+    """
+
+    name: str
+    config: str
+    source: str
+    data: str = ""
+    options: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    scores: tuple[tuple[str, str], ...] = (("best", "validation/best"), ("last", "validation/last"))
+
+
+def case_values(study: str, job: str, label: str, metric: str) -> dict[int, dict[tuple[str, str], float]]:
+    """Seed -> (case, class) -> value, from the CSV of a job; empty and undefined values are left out."""
+    found: dict[int, dict[tuple[str, str], float]] = {}
+    with (RESULTS / study / f"{job}.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["scores"] == label and row[metric] not in ("", "nan"):
+                found.setdefault(int(row["seed"]), {})[row["case"], row["class"]] = float(row[metric])
+    return found
+
+
+def interval(values: dict[int, dict[tuple[str, str], float]], draws: int = 10_000) -> tuple[float, float, float, float]:
+    """Mean, standard deviation over seeds, and the 95 % bootstrap interval over cases of the mean over seeds.
+
+    A case's value is its mean over classes and seeds; cases are drawn with replacement.
+    """
+    seeds = [np.mean(list(one.values())) for one in values.values()]
+    cases: dict[str, list[float]] = {}
+    for one in values.values():
+        for (case, _), value in one.items():
+            cases.setdefault(case, []).append(value)
+    means = np.array([np.mean(v) for v in cases.values()])
+    rng = np.random.default_rng(0)
+    drawn = means[rng.integers(0, len(means), (draws, len(means)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    spread = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else float("nan")
+    return float(np.mean(seeds)), spread, float(low), float(high)
