@@ -32,6 +32,7 @@ _HOME = {
     "Supervised": "methods.supervised",
     "UNet": "models.unet",
     "UserError": "types",
+    "VMUNet": "models.vmunet",
     "check_dataset": "data.verify",
     "compare": "evaluation.compare",
     "convert": "data.convert",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
+    from medseg_jax.models.vmunet import VMUNet
     from medseg_jax.runtime.run import open_run
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.hold_out import train_hold_out
