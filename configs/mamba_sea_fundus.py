@@ -5,12 +5,12 @@
         --pretrained vmamba_small_e238_ema.pth
 
 For an accelerator: 256 x 256, batch 8, 40,000 steps for each held-out site, two networks of 27.4 M parameters.
-Not run here: without that hardware and the data no score was obtained. Published (unverified, see docs): mean Dice above 90 %
-on Prostate, with weights chosen on the target (`--oracle` does that, labelled as such).
+Not run: no score was obtained. The article's abstract says mean Dice above 90 % on Prostate; the released code chose the
+weights on the target, which `--oracle` does too, labelled as such.
 
-The network predicts rim and cup; what is scored is cup and disc (dataset.json says so). The released evaluator scored rim and
-disc: `ms.evaluate(..., labels=ms.Labels.simple("rim", "cup"))` gives its "rim", to compare with its logs. The article tests on
-the `test` folder of the target alone; here all its cases are scored, cases.csv tells them apart.
+The network predicts rim and cup; what is scored is disc and cup (dataset.json says so). The released evaluator scored
+rim and disc: `ms.evaluate(..., labels=ms.Labels.simple("rim", "cup"))` gives its "rim", to compare with its logs. The
+article tests on the `test` folder of the target alone; here all its cases are scored.
 
 Departures: weight decay spares norms and biases; images are resized with a low-pass filter and cubic interpolation
 rather than by nearest neighbour; turns by 90 degrees are drawn as mirroring and angles up to 20 degrees alone.

@@ -1,4 +1,6 @@
-"""Vessels of a site that nobody has seen: U-Net with strong intensity augmentation (BigAug). A row of the study `domain_generalisation`.
+"""Vessels of an unseen site: U-Net with strong intensity augmentation (BigAug).
+
+A row of the study `domain_generalisation` (benchmarks/studies):
 
     medseg train configs/unseen_vessels/bigaug.py --hold-out all --out runs/bigaug
 

@@ -1,4 +1,6 @@
-"""Vessels of a site that nobody has seen: Mamba-Sea with a convolution in place of each scan. A row of the study `domain_generalisation`.
+"""Vessels of an unseen site: Mamba-Sea with a convolution in place of each scan.
+
+A row of the study `domain_generalisation` (benchmarks/studies):
 
     medseg train configs/unseen_vessels/mamba_sea_conv.py --hold-out all --out runs/mamba_sea_conv
 

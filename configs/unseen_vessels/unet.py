@@ -1,4 +1,6 @@
-"""Vessels of a site that nobody has seen: plain U-Net. A row of the study `domain_generalisation`.
+"""Vessels of an unseen site: plain U-Net.
+
+A row of the study `domain_generalisation` (benchmarks/studies):
 
     medseg train configs/unseen_vessels/unet.py --hold-out all --out runs/unet
 

@@ -1,4 +1,6 @@
-"""Vessels of a site that nobody has seen: plain VM-UNet. A row of the study `domain_generalisation`.
+"""Vessels of an unseen site: plain VM-UNet.
+
+A row of the study `domain_generalisation` (benchmarks/studies):
 
     medseg train configs/unseen_vessels/vmunet.py --hold-out all --out runs/vmunet
 
