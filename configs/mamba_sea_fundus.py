@@ -5,7 +5,7 @@
         --pretrained vmamba_small_e238_ema.pth
 
 For an accelerator: 256 x 256, batch 8, 40,000 steps for each held-out site, two networks of 27.4 M parameters.
-Not run: no score was obtained. The article's abstract says mean Dice above 90 % on Prostate; the released code chose the
+Not run: no score was obtained. The abstract says mean Dice above 90 % on Prostate; the released code chose the
 weights on the target, which `--oracle` does too, labelled as such.
 
 The network predicts rim and cup; what is scored is disc and cup (dataset.json says so). The released evaluator scored

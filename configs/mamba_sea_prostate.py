@@ -6,7 +6,7 @@
 
 For an accelerator: three adjacent slices of 384 x 384, batch 6, 20,000 steps for each
 held-out site, two networks of 27.4 M parameters.
-Not run: no score was obtained. The article's abstract says mean Dice above 90 % on Prostate; the released code chose the
+Not run: no score was obtained. The abstract says mean Dice above 90 % on Prostate; the released code chose the
 weights on the target, which `--oracle` does too, labelled as such.
 
 All volumes of the target site are scored, as whole volumes.
