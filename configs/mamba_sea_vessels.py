@@ -10,5 +10,5 @@ and no image of any site had a part in it. Observed scores stand in docs/benchma
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet
 
 net = VMUNet(features=(32, 64, 128), depths=(1, 1, 1), decoder_depths=(1, 1, 1), states=8, drop_path=0.1)
-stage = Stage(MambaSea(net), optim=Optim(lr=1e-3, warmup=20), mix=Mix(balance="domain"))
-config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=100)
+stage = Stage(MambaSea(net), optim=Optim(lr=2e-3, warmup=20), mix=Mix(balance="domain"))
+config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=250)

@@ -2,7 +2,7 @@
 
 All methods have the same plan, steps, batches (as many images of each site) and geometry of augmentation; the two
 networks have about as many parameters and take about as long for a step, Mamba-Sea twice that. The target takes no part
-in anything; learning rates were chosen on validation cases of the source sites. A record's scores are those of all
+in anything; learning rates come from a few short runs on source sites. A record's scores are those of all
 sites pooled, each predicted by the weights that never saw it; "domains" has them one by one.
 """
 

@@ -11,4 +11,4 @@ from medseg_jax import Config, Mix, MixStyle, Optim, Stage, UNet
 
 net = UNet.isotropic(2, 16, 32, 64, 128)
 stage = Stage(MixStyle(net), optim=Optim(lr=3e-3, warmup=20), mix=Mix(balance="domain"))
-config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=100)
+config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=250)

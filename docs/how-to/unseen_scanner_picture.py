@@ -2,8 +2,8 @@
 
 python docs/how-to/unseen_scanner_picture.py
 
-Both really act inside the training: LSA on the outputs of the scans, GVA with weights that are learned. Here LSA acts on
-the pictures themselves, whose colours are features that one can see, and GVA has random weights.
+Both really act inside the training: LSA on the outputs of the scans, GVA with weights that are learned. Here LSA acts
+on the pictures themselves, whose colours are features that one can see, and GVA has random weights.
 """
 
 import tempfile
@@ -39,8 +39,8 @@ def main() -> None:
     """Writes the picture beside this file."""
     x = jnp.asarray(pictures())
     rows = {"site's own style": x}
-    for title, mode in (("LSA, as run: all tokens", "as_run"), ("LSA, as described: a window", "paper")):
-        rows[title] = lsa(jax.random.key(11), x, mode, probability=1.0, window=0.5)
+    rows["LSA, as run: all tokens"] = lsa(jax.random.key(11), x, "as_run", probability=1.0)
+    rows["LSA, as described: a window"] = lsa(jax.random.key(11), x, "paper", probability=1.0, window=0.5)
     fn = Fn(lambda rngs: GVA(3, rngs))
     for number in (1, 5):
         rows[f"GVA, weights drawn with key {number}"] = fn.apply(fn.init(jax.random.key(number))[0], {}, x)[0]
