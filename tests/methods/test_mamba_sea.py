@@ -20,7 +20,6 @@ from medseg_jax.data.plan import Plan
 from medseg_jax.methods import mamba_sea as ms
 from medseg_jax.methods.objective import Task
 from medseg_jax.models.vmunet import VMUNet
-from medseg_jax.runtime import sharding
 from medseg_jax.types import Labels
 
 RGB = ({"scheme": "fixed", "mean": 100.0, "std": 50.0},) * 3
@@ -61,7 +60,7 @@ def test_every_parameter_learns_on_every_network(net, mode):
     value, grads = jax.jit(jax.value_and_grad(partial(loss, method)))(params, aux, batch())
     assert np.isfinite(value)
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
-        assert np.abs(g).max() > 1e-7 or sharding.path_name(path) == "gva/block/bias", path  # a norm follows
+        assert np.abs(g).max() > 0, path
 
 
 def test_one_network_has_half_the_parameters_and_the_gradient_of_both_branches():
@@ -78,7 +77,8 @@ def test_one_network_has_half_the_parameters_and_the_gradient_of_both_branches()
 
 def test_the_branches_start_apart_and_f_alone_predicts():
     method, params, aux = started(MambaSea(U_NET))
-    assert not np.allclose(*(jax.tree.leaves(params[branch])[0] for branch in "fg"))
+    kernels = [jax.tree.leaves(params[branch]["encoder"]["0"]["blocks"]["0"]["conv"])[0] for branch in "fg"]
+    assert not np.allclose(*kernels)
     image = batch()["image"]
     alone = Supervised(U_NET).bind(TASK)
     expected = alone.predict(params["f"], {"stats": aux["stats"]["f"]}, {}, image)
