@@ -181,6 +181,10 @@ def _normalize(image: np.ndarray, plan: Plan) -> np.ndarray:
         scheme = entry["scheme"]
         if scheme == "none":
             continue
+        if scheme == "minmax":
+            values -= values.min()
+            values /= max(values.max(), 1e-8)
+            continue
         if scheme == "zscore":
             used = inside if entry["nonzero"] and inside is not None and inside.any() else None
             mean, std = _mean_std(values, used)

@@ -151,6 +151,7 @@ class _Source:
     classes: tuple[str, ...]
     patch_size: tuple[int, ...]
     sample_size: tuple[int, ...]
+    neighbours: int
     foreground: float
     seed: int
     process: tuple[int, int]
@@ -174,7 +175,12 @@ class _Source:
         voxel = foreground_voxel(rng, case, self.classes) if forced else None
         start, size = place(rng, case.image.shape[:3], self.patch_size, self.sample_size, voxel)
         here = 0 if len(self.sample_size) == 2 else slice(None)  # a flat network sees [h, w], not [1, h, w]
-        values = (cut(case.image, start, size)[here], np.int32(index), np.int32(self.domains[index]))
+        image = [cut(case.image, at, size)[here] for at in beside(start, len(case.image), self.neighbours)]
+        values = (
+            np.concatenate(image, -1) if self.neighbours else image[0],
+            np.int32(index),
+            np.int32(self.domains[index]),
+        )
         fields: dict[str, Any] = dict(zip(FIELDS[part.tag], values, strict=True))
         if part.tag == LABELLED and case.label is not None:
             fields["label"] = cut(case.label, start, size)[here].astype(np.int32)
@@ -229,6 +235,7 @@ def _source(
         classes=plan.classes,
         patch_size=plan.patch_size,
         sample_size=tuple(sample_size),
+        neighbours=plan.neighbours,
         foreground=mix.foreground,
         seed=seed,
         process=process,
@@ -299,6 +306,21 @@ def place(
             low = min(max(int(voxel[axis]) - patch[axis] // 2 + jitter, 0), free)
         start.append(low - (sample[axis] - patch[axis]) // 2)
     return tuple(start), sample
+
+
+def beside(start: tuple[int, ...], slices: int, neighbours: int) -> list[tuple[int, ...]]:
+    """Where a sample's slices begin, from the lowest to the highest; beyond the border the last one is repeated."""
+    steps = range(-neighbours, neighbours + 1)
+    return [(min(max(start[0] + step, 0), slices - 1) if neighbours else start[0], *start[1:]) for step in steps]
+
+
+def with_neighbours(image: np.ndarray, neighbours: int) -> np.ndarray:
+    """[d, h, w, c] -> [d, h, w, c (1 + 2 neighbours)]: each slice with those below and above it (`Plan.neighbours`)."""
+    if not neighbours:
+        return image
+    slices = np.arange(len(image))
+    steps = range(-neighbours, neighbours + 1)
+    return np.concatenate([image[np.clip(slices + step, 0, len(image) - 1)] for step in steps], -1)
 
 
 def cut(array: np.ndarray, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:

@@ -29,12 +29,14 @@ SCHEMES: dict[str, frozenset[str]] = {
     "ct": frozenset({"low", "high", "mean", "std"}),
     "fixed": frozenset({"mean", "std"}),
     "zscore": frozenset({"nonzero"}),
+    "minmax": frozenset(),
     "none": frozenset(),
 }
 """Normalisation schemes and the keys that each needs.
 
 ct: clip to [low, high], then (x - mean) / std; fixed: (x - mean) / std; none: as stored;
-zscore: (x - mean) / std with the image's own mean and std (over its non-zero voxels if `nonzero`).
+zscore: (x - mean) / std with the image's own mean and std (over its non-zero voxels if `nonzero`);
+minmax: the image's own range to [0, 1].
 """
 
 MIN_FEATURE_MAP = 4
@@ -59,6 +61,8 @@ class Plan:
         in_channels: channels of the image.
         reasons: one sentence a choice; nothing reads it but people.
         working_size: (h, w) to which every picture is resized whatever its size, or None.
+        neighbours: slices above and below that a 2-D network sees as further channels (2.5-D); those of the border
+            are repeated.
     """
 
     dim: int
@@ -75,9 +79,15 @@ class Plan:
     in_channels: int
     reasons: dict[str, str] = field(default_factory=dict)
     working_size: tuple[int, int] | None = None
+    neighbours: int = 0
 
     def __post_init__(self):
         _validate(self)
+
+    @property
+    def channels_seen(self) -> int:
+        """Channels that the network sees: those of the image, once for each slice."""
+        return self.in_channels * (1 + 2 * self.neighbours)
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -118,7 +128,7 @@ class Plan:
                 close = difflib.get_close_matches(key, fields, 1)
                 hint = f'did you mean "{close[0]}"?' if close else "delete it"
                 raise UserError(f'Unknown key "{key}" in the plan', expected=", ".join(fields), remedy=hint)
-        required = [name for name in fields if name not in ("reasons", "working_size")]
+        required = [name for name in fields if name not in ("reasons", "working_size", "neighbours")]
         if missing := [name for name in required if name not in values]:
             raise UserError(
                 f"The plan lacks {', '.join(missing)}", remedy="medseg data plan DATASET writes a whole one"
@@ -179,6 +189,9 @@ def _validate(plan: Plan) -> None:
         "working_size",
         "two positive whole numbers (h, w), with dim 2 and spacing null; or null",
     )
+
+    fine = _is_int(plan.neighbours, 0) and (plan.dim == 2 or plan.neighbours == 0)
+    require(fine, "neighbours", "a whole number of slices with dim 2; 0 otherwise")
 
     stages = len(plan.features) if isinstance(plan.features, tuple) else 0
     require(stages > 0 and ints(plan.features, stages), "features", "positive whole numbers, one a stage")

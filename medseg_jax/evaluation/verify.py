@@ -177,10 +177,10 @@ def _weights(run: Path) -> Iterator[Check]:
     from medseg_jax.runtime.run import stage_folder
     from medseg_jax.runtime.sharding import path_name
 
-    config, plan, channels, labels = _open(run)
+    config, plan, _, labels = _open(run)
     size = tuple(plan.patch_size)
     batch = {
-        "image": jax.ShapeDtypeStruct((1, *size, len(channels)), np.float32),
+        "image": jax.ShapeDtypeStruct((1, *size, plan.channels_seen), np.float32),
         "label": jax.ShapeDtypeStruct((1, *size), np.int32),
         "case": jax.ShapeDtypeStruct((1,), np.int32),
         "domain": jax.ShapeDtypeStruct((1,), np.int32),
@@ -188,7 +188,7 @@ def _weights(run: Path) -> Iterator[Check]:
     batch |= {f"unlabelled{key}": value for key, value in {"": batch["image"], "_case": batch["case"]}.items()}
     cases = sum(len(ids) for ids in _read(run / "run.json")["cases"].values())
     for index, stage in enumerate(config.stages):
-        objective = stage.objective.bind(Task(plan, labels, len(channels), cases))
+        objective = stage.objective.bind(Task(plan, labels, plan.channels_seen, cases))
         expected, _ = jax.eval_shape(lambda b, o=objective: o.init(jax.random.key(0), b), batch)
         want = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
         for step in _steps(run):

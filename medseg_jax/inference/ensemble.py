@@ -14,6 +14,7 @@ import numpy as np
 
 from medseg_jax.data.cache import Preprocessed, Record
 from medseg_jax.data.geometry import resample
+from medseg_jax.data.pipeline import with_neighbours
 from medseg_jax.inference import tta
 from medseg_jax.inference.sliding_window import predict_slabs
 from medseg_jax.runtime.run import Run
@@ -40,9 +41,10 @@ def member_slabs(
     record = prepared.record
     for factor in tta.scales(augmentations):
         image = resample(prepared.image, zoomed_shape(record, factor, run.plan.dim), 3, record.coarse_axis)
+        shown = with_neighbours(image, run.plan.neighbours)
         for seen in [(view,) for view in views] if apart else [views]:
             network = tta.average(run.predict, seen)
-            slabs = predict_slabs(network, image, run.plan.patch_size, run.labels.channels, overlap, batch, axis)
+            slabs = predict_slabs(network, shown, run.plan.patch_size, run.labels.channels, overlap, batch, axis)
             yield resample_slabs(slabs, image.shape[:3], record.crop_shape, axis, record.coarse_axis)
 
 

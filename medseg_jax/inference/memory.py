@@ -60,7 +60,8 @@ def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], setti
         members = len(tta.views(settings.tta, run.plan.dim)) if settings.uncertainty else 1
         for factor in tta.scales(settings.tta):
             predicting += members * _member_bound(run, record, factor, settings)
-            predicting += 4 * prod(zoomed_shape(record, factor, run.plan.dim)) * channels
+            seen = channels + (run.plan.channels_seen if run.plan.neighbours else 0)
+            predicting += 4 * prod(zoomed_shape(record, factor, run.plan.dim)) * seen
     return max(*phases, predicting) + SLACK
 
 
@@ -70,7 +71,7 @@ def _member_bound(run: Run, record: Record, factor: float, settings: Any) -> int
     axis = slab_axis(shape, patch)
     windows = prod(len(s) for s in plan_windows(shape, (1, *patch)[-3:], settings.overlap))
     batch = windows_at_once(windows, settings.batch_size or run.plan.batch_size)
-    channels = run.plan.in_channels
+    channels = run.plan.channels_seen
     slabs = memory_bound(shape, patch, channels, k, batch, axis) - 4 * prod(shape) * channels
     rows = min((1, *patch)[-3:][axis], shape[axis])
     plane = prod(shape) // shape[axis]

@@ -33,6 +33,7 @@ Where this departs from the released code:
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Int
 
 from medseg_jax import losses
@@ -99,6 +102,13 @@ class MambaSea(Supervised):
         if self.gva:
             params["gva"], _ = self.gva_fn.init(jax.random.fold_in(key, 2))
         return params, {"stats": stats}
+
+    def pretrained(self, params: Tree, aux: Tree, load) -> tuple[Tree, Tree]:
+        """Both branches start from the same file; what it does not hold stays random, and different."""
+        params, stats = dict(params), dict(aux["stats"])
+        for branch in stats:
+            params[branch], stats[branch] = load(self.net, params[branch], stats[branch])
+        return params, {**aux, "stats": stats}
 
     def loss(self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array):
         key_f, key_g, key_gva = jax.random.split(key, 3)
@@ -197,23 +207,26 @@ def lsa(
     """Draws the style of features anew (spec 2.3). Tokens are in row-major order; a batch of one stays as it is."""
     if mode == "off" or len(x) == 1:
         return x
-    gate, noise, start = jax.random.split(key, 3)
-    n1, n2 = jax.random.normal(noise, (2, len(x), x.shape[-1]))
-    tokens = x[0, ..., 0].size
-    first = jax.random.randint(start, (len(x),), 0, tokens - int(window * tokens) + 1)
-    changed = resample_style(x, n1, n2, first, mode, window)
-    return jnp.where(jax.random.bernoulli(gate, probability), changed, x)
+    tokens = math.prod(x.shape[1:-1])
+    # One draw for everything: a network calls this up to a hundred times, and each draw costs time to compile.
+    noise = jax.random.normal(key, (2 * len(x) + 1, x.shape[-1]))
+    n1, n2 = noise[: len(x)], noise[len(x) : -1]
+    taken = ndtr(noise[-1, 0]) < probability
+    first = None
+    if mode != "as_run":
+        first = jax.random.randint(jax.random.fold_in(key, 1), (len(x),), 0, tokens - int(window * tokens) + 1)
+    return jnp.where(taken, resample_style(x, n1, n2, first, mode, window), x)
 
 
 def resample_style(
     x: Float[Array, "b *s d"],
     n1: Float[Array, "b d"],
     n2: Float[Array, "b d"],
-    first: Int[Array, " b"],
+    first: Int[Array, " b"] | None,
     mode: Mode,
     window: float = 0.75,
 ) -> Float[Array, "b *s d"]:
-    """LSA with given noise and given first tokens of the windows. Gradients flow through all statistics."""
+    """LSA with given noise and, but for `as_run`, windows' first tokens. Gradients flow through all statistics."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(len(x), -1, x.shape[-1])  # [b, l, d]
     mean, deviation = style(y)
     wanted_mean = mean + n1[:, None] * spread(mean)
@@ -223,7 +236,7 @@ def resample_style(
         return (v - mean) * ratio + wanted_mean
 
     changed = draw(y)
-    if mode != "as_run":
+    if mode != "as_run" and first is not None:
         token, length = jnp.arange(y.shape[1]), int(window * y.shape[1])
         inside = (token >= first[:, None]) & (token < first[:, None] + length)  # [b, l]
         within, without = (changed, y) if mode == "paper" else (draw(changed), changed)
@@ -296,8 +309,10 @@ def unit_range(image: Float[Array, "b *s c"], plan: Plan) -> tuple[Array, Array]
         return jnp.zeros(()), jnp.ones(())
     if schemes <= {"fixed", "ct"}:
         bounds = [(e["low"], e["high"], e) if e["scheme"] == "ct" else (0.0, EIGHT_BIT, e) for e in plan.normalization]
-        low = jnp.array([(low - e["mean"]) / e["std"] for low, _, e in bounds])
-        return low, jnp.array([(high - low) / e["std"] for low, high, e in bounds])
+        low = np.array([(low - e["mean"]) / e["std"] for low, _, e in bounds], np.float32)
+        span = np.array([(high - low) / e["std"] for low, high, e in bounds], np.float32)
+        slices = 1 + 2 * plan.neighbours
+        return jnp.tile(low, slices), jnp.tile(span, slices)
     whole = tuple(range(1, image.ndim))
     low = image.min(whole, keepdims=True)
     return low, jnp.maximum(image.max(whole, keepdims=True) - low, 1e-6)

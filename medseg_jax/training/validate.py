@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medseg_jax.data.cache import Cache
+from medseg_jax.data.pipeline import with_neighbours
 from medseg_jax.data.plan import Plan
 from medseg_jax.evaluation.metrics.overlap import dice
 from medseg_jax.inference.sliding_window import predict_slabs
@@ -24,7 +25,7 @@ def validate(predict: Predict, cache: Cache, cases: Sequence[Case], plan: Plan, 
     scores = np.full((len(cases), len(judged.names)), np.nan)
     for i, case in enumerate(cases):
         cached = cache.case(case.id)
-        image = np.asarray(cached.image)
+        image = with_neighbours(np.asarray(cached.image), plan.neighbours)
         slabs = predict_slabs(predict, image, plan.patch_size, labels.channels, batch_size=plan.batch_size)
         predicted = np.concatenate([labels.decode(probabilities) for _, probabilities in slabs])
         reference = np.asarray(cached.label)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg_jax import cli
+from medseg_jax import Dataset, cli
 from medseg_jax.data import sources
 from medseg_jax.types import UserError
 
@@ -63,6 +63,7 @@ def test_fundus(tmp_path):
     assert dataset.labels.names == ("rim", "cup")
     assert dataset.domains == ("Domain1", "Domain2")
     assert Counter(case.split for case in dataset.cases) == {"train": 8, "val": 4, "test": 12}
+    assert dict(Dataset.open(tmp_path / "dst").labels.scores) == {"disc": (1, 2), "cup": (2,)}
 
 
 def test_prostate_acdc_and_hecktor(tmp_path):

@@ -1,0 +1,13 @@
+"""Mamba-Sea in small, from scratch: polyps of four centres, each left out in turn.
+
+    medseg data convert --source polyps polyp data/polyp
+    medseg train configs/mamba_sea_polyp.py --hold-out all --out runs/mamba_sea_polyp
+
+The network and the settings of configs/mamba_sea_vessels.py on whole images of 128 x 128.
+"""
+
+from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet
+
+net = VMUNet(features=(32, 64, 128), depths=(1, 1, 1), decoder_depths=(1, 1, 1), states=8, drop_path=0.1)
+stage = Stage(MambaSea(net), optim=Optim(lr=2e-3, warmup=20), mix=Mix(balance="domain"))
+config = Config(data="data/polyp", stages=(stage,), plan="configs/plans/mamba_sea_polyp.json", validate_every=250)

@@ -1,0 +1,16 @@
+"""Vessels of an unseen site: U-Net with strong intensity augmentation (BigAug).
+
+A row of the study `domain_generalisation` (benchmarks/studies):
+
+    medseg train configs/unseen_vessels/bigaug.py --hold-out all --out runs/bigaug
+
+Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+"""
+
+from medseg_jax import Augment, Config, Mix, Optim, Stage, Supervised, UNet
+
+net = UNet.isotropic(2, 16, 32, 64, 128)
+stage = Stage(
+    Supervised(net), optim=Optim(lr=3e-3, warmup=20), mix=Mix(balance="domain"), augment=Augment.strong(p_color=0.5)
+)
+config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=250)

@@ -1,0 +1,233 @@
+"""Mamba-Sea and the baselines beside it: what they change, what they leave alone, on one device and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medseg_jax import DSU, FourierMixing, MambaSea, MixStyle, Supervised, UNet, UserError
+from medseg_jax.data.plan import Plan
+from medseg_jax.methods import mamba_sea as ms
+from medseg_jax.methods.objective import Task
+from medseg_jax.models.vmunet import VMUNet
+from medseg_jax.types import Labels
+
+RGB = ({"scheme": "fixed", "mean": 100.0, "std": 50.0},) * 3
+PLAN = Plan(2, None, (16, 16), 4, RGB, ((1, 1),), ((3, 3),), (4,), False, 10, ("a",), 3)
+TASK = Task(PLAN, Labels.simple("a", ignore=2), 3)
+U_NET = UNet.isotropic(2, 4, 8)
+VM_UNET = VMUNet(features=(8, 16), depths=(1, 1), decoder_depths=(1, 1), states=2, stem=2)
+METHODS = (MambaSea, MixStyle, DSU, FourierMixing)
+
+
+def batch(rows=4, seed=0, light=60.0):
+    rng = np.random.default_rng(seed)
+    image = (rng.uniform(0, 2 * light, (rows, 16, 16, 3)) - 100) / 50
+    return {"image": jnp.asarray(image, jnp.float32), "label": jnp.asarray(rng.integers(0, 3, (rows, 16, 16)))}
+
+
+def started(method, rows=4):
+    bound = method.bind(TASK)
+    return bound, *bound.init(jax.random.key(0), batch(rows))
+
+
+def loss(method, params, aux, data, key=1):
+    return method.loss(params, aux, {}, data, jax.random.key(key))[0]
+
+
+@pytest.mark.parametrize(
+    ("net", "mode"),
+    [
+        (U_NET, "as_run"),
+        (VM_UNET, "paper"),
+        pytest.param(VM_UNET, "as_run", marks=pytest.mark.slow),
+        pytest.param(U_NET, "head", marks=pytest.mark.slow),
+        pytest.param(VM_UNET, "off", marks=pytest.mark.slow),
+    ],
+)
+def test_every_parameter_learns_on_every_network(net, mode):
+    method, params, aux = started(MambaSea(net, lsa=mode, lsa_probability=1.0, gva_keep=0.0))
+    value, grads = jax.jit(jax.value_and_grad(partial(loss, method)))(params, aux, batch())
+    assert np.isfinite(value)
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(g).max() > 0, path
+
+
+def test_one_network_has_half_the_parameters_and_the_gradient_of_both_branches():
+    two, params, aux = started(MambaSea(U_NET, lsa="off"))
+    one, shared, _ = started(MambaSea(U_NET, lsa="off", one_network=True))
+    assert jax.tree.map(jnp.shape, params["f"]) == jax.tree.map(jnp.shape, params["g"])
+    assert set(shared) == {"f", "gva"}
+    tied = {**params, "g": params["f"]}
+    whole = jax.grad(partial(loss, two))(tied, aux, batch())
+    summed = jax.tree.map(jnp.add, whole["f"], whole["g"])
+    found = jax.grad(partial(loss, one))({"f": params["f"], "gva": params["gva"]}, {"stats": {"f": {}}}, batch())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found["f"], summed)
+
+
+def test_the_branches_start_apart_and_f_alone_predicts():
+    method, params, aux = started(MambaSea(U_NET))
+    kernels = [jax.tree.leaves(params[branch]["encoder"]["0"]["blocks"]["0"]["conv"])[0] for branch in "fg"]
+    assert not np.allclose(*kernels)
+    image = batch()["image"]
+    alone = Supervised(U_NET).bind(TASK)
+    expected = alone.predict(params["f"], {"stats": aux["stats"]["f"]}, {}, image)
+    np.testing.assert_array_equal(method.predict(params, aux, {}, image), expected)
+    other = {**params, "g": jax.tree.map(jnp.zeros_like, params["g"])}
+    np.testing.assert_array_equal(method.predict(other, aux, {}, image), expected)
+
+
+def test_without_lsa_and_gva_and_consistency_it_is_two_plain_trainings():
+    method, params, aux = started(MambaSea(U_NET, lsa="off", gva=False, consistency=0.0))
+    grads = jax.grad(partial(loss, method))(params, aux, batch())
+    changed = {**params, "g": jax.tree.map(lambda p: 2 * p, params["g"])}
+    again = jax.grad(partial(loss, method))(changed, aux, batch())
+    jax.tree.map(np.testing.assert_array_equal, grads["f"], again["f"])
+
+
+def test_ignored_voxels_change_nothing():
+    method, data = MambaSea(VM_UNET).bind(TASK), batch()
+    f, g = (jax.random.normal(jax.random.key(i), (4, 16, 16, 2)) for i in (0, 1))
+    target, weight = method.target(data["label"])
+    value, _ = ms.objective((f,), (g,), target, weight)
+    ignored = (data["label"] == 2)[..., None]
+    other, _ = ms.objective((jnp.where(ignored, jnp.nan, f),), (jnp.where(ignored, 9.0, g),), target, weight)
+    assert value == other
+
+
+def test_the_mode_is_checked():
+    with pytest.raises(UserError, match="mode of LSA"):
+        MambaSea(U_NET, lsa="window")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------- augmentations
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 5), st.integers(3, 30), st.integers(0, 99), st.sampled_from(["as_run", "paper", "head"]))
+def test_lsa_gives_each_channel_another_mean_and_leaves_a_lone_image_alone(rows, tokens, seed, mode):
+    x = (
+        3
+        + jax.random.normal(jax.random.key(seed), (rows, tokens, 1, 5)) * jnp.arange(1.0, rows + 1)[:, None, None, None]
+    )
+    np.testing.assert_array_equal(ms.lsa(jax.random.key(1), x[:1], mode), x[:1])
+    np.testing.assert_array_equal(ms.lsa(jax.random.key(1), x, mode, probability=0.0), x)
+    y = ms.lsa(jax.random.key(seed), x, mode, probability=1.0, window=1.0)
+    assert y.shape == x.shape
+    if mode != "head":  # standardised tokens stay what they are, up to a sign
+        standard = [(v - v.mean(1, keepdims=True)) / v.std(1, keepdims=True) for v in (x, y)]
+        np.testing.assert_allclose(abs(standard[0]), abs(standard[1]), atol=2e-2)
+    assert not np.allclose(x, y)
+
+
+def test_the_window_of_the_paper_lets_the_rest_through():
+    x = jax.random.normal(jax.random.key(0), (3, 10, 10, 4))
+    y = ms.lsa(jax.random.key(1), x, "paper", 1.0, 0.3)
+    changed = np.asarray((x != y).any(-1).reshape(3, -1))
+    for row in changed:
+        inside = np.flatnonzero(row)
+        assert len(inside) == 30
+        assert inside[-1] - inside[0] == 29
+    assert len({tuple(row) for row in changed}) > 1
+
+
+def test_gva_changes_dark_images_only_and_spares_some():
+    bright, dark = batch(64, light=125.0), batch(64, light=30.0)
+    method, params, _ = started(MambaSea(U_NET))
+    for data, share in ((bright, 0.0), (dark, 0.8)):
+        changed = method.change(params, data["image"], jax.random.key(0))
+        moved = (changed != data["image"]).any((1, 2, 3))
+        assert abs(float(moved.mean()) - share) < 0.15
+        unit = (changed[moved] * 50 + 100) / 255
+        assert not moved.any() or (unit.min() >= 0 and unit.max() <= 1 + 1e-5)
+    np.testing.assert_array_equal(method.change(params, dark["image"][:1], jax.random.key(0)), dark["image"][:1])
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [{"scheme": "zscore", "nonzero": False}, {"scheme": "ct", "low": -100.0, "high": 300.0, "mean": 40.0, "std": 9.0}],
+)
+def test_images_find_their_range_again(scheme):
+    plan = replace(PLAN, normalization=(scheme,) * 3)
+    raw = np.random.default_rng(0).uniform(-100, 300, (2, 8, 8, 3))
+    image = (raw - raw.mean()) / raw.std() if scheme["scheme"] == "zscore" else (raw - 40) / 9
+    low, span = ms.unit_range(jnp.asarray(image, jnp.float32), plan)
+    unit = (image - np.asarray(low)) / np.asarray(span)
+    assert -1e-6 <= unit.min() < 0.02
+    assert 0.98 < unit.max() <= 1 + 1e-6
+
+
+def test_mixstyle_takes_styles_from_the_batch_and_stops_after_its_stages():
+    method = MixStyle(U_NET, probability=1.0, alpha=1.0).bind(TASK)
+    x = jnp.arange(4.0)[:, None, None, None] * 10 + jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    y = method.mix(jax.random.key(1), x)
+    means = np.asarray(y.mean((1, 2)))
+    assert means.min() > -1
+    assert means.max() < 31
+    assert not np.allclose(means, x.mean((1, 2)), atol=0.5)
+    hook = ms.at_each_call(method.mix, jax.random.key(1), 2)
+    assert [bool((hook(x) != x).any()) for _ in range(4)] == [True, True, False, False]
+    np.testing.assert_array_equal(replace(method, probability=0.0).bind(TASK).mix(jax.random.key(1), x), x)
+
+
+def test_fourier_mixing_keeps_phases_and_high_frequencies():
+    method = FourierMixing(U_NET, probability=1.0, band=0.3).bind(TASK)
+    image = batch()["image"]
+    mixed = method.mix(jax.random.key(0), image)
+    before, after = (np.fft.fft2(v, axes=(1, 2)) for v in (image, mixed))
+    far = np.abs(np.fft.fftfreq(16)) > 0.15
+    outside = far[:, None] | far[None]
+    np.testing.assert_allclose(before[:, outside], after[:, outside], atol=2e-3)
+    np.testing.assert_allclose(np.angle(before[:, ~outside]), np.angle(after[:, ~outside]), atol=2e-3)
+    assert not np.allclose(np.abs(before[:, ~outside]), np.abs(after[:, ~outside]), rtol=0.05)
+    same = method.mix(jax.random.key(0), jnp.repeat(image[:1], 4, 0))
+    np.testing.assert_allclose(same, jnp.repeat(image[:1], 4, 0), atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- several devices
+
+
+ON_TWO = """
+import jax, json, sys
+import numpy as np
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1])))
+import test_mamba_sea as t
+from medseg_jax.runtime import sharding
+found = {}
+for devices in (1, 2):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    for method in t.METHODS:
+        for net in (t.U_NET, t.VM_UNET):
+            bound, params, aux = t.started(method(net))
+            data = sharding.put_batch(jax.tree.map(np.asarray, t.batch()), mesh)
+            params = jax.device_put(params, sharding.replicated(mesh))
+            value, grads = jax.jit(jax.value_and_grad(t.partial(t.loss, bound)))(params, aux, data)
+            sizes = [float(abs(g).sum()) for g in jax.tree.leaves(grads)]
+            found[f"{method.__name__} {type(net).__name__} {devices}"] = [float(value), *sizes]
+print(json.dumps(found))
+"""
+
+
+def test_two_devices_give_the_numbers_of_one():
+    """The statistics are those of the global batch, and all devices draw the same numbers."""
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", ON_TWO, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for method in METHODS:
+        for net in ("UNet", "VMUNet"):
+            one, two = (np.array(found[f"{method.__name__} {net} {n}"]) for n in (1, 2))
+            np.testing.assert_allclose(two[0], one[0], rtol=1e-5)
+            np.testing.assert_allclose(two, one, rtol=2e-3, atol=1e-5)
