@@ -17,9 +17,11 @@ _HOME = {
     "Augment": "data.augment",
     "Config": "config",
     "Dataset": "data.dataset",
+    "EfficientUNet": "models.efficientnet",
     "Group": "config",
     "KMSNoise": "methods.kms_noise",
     "Labels": "types",
+    "LabelNoise": "data.label_noise",
     "Mix": "data.pipeline",
     "Optim": "config",
     "Plan": "data.plan",
@@ -30,9 +32,11 @@ _HOME = {
     "Supervised": "methods.supervised",
     "UNet": "models.unet",
     "UserError": "types",
+    "audit": "evaluation.audit",
     "check_dataset": "data.verify",
     "compare": "evaluation.compare",
     "convert": "data.convert",
+    "corrupt": "data.label_noise",
     "evaluate": "evaluation.evaluate",
     "make_phantoms": "data.synthetic",
     "make_plan": "data.plan",
@@ -51,10 +55,12 @@ if TYPE_CHECKING:
     from medseg_jax.data.augment import Augment
     from medseg_jax.data.convert import convert
     from medseg_jax.data.dataset import Dataset
+    from medseg_jax.data.label_noise import LabelNoise, corrupt
     from medseg_jax.data.pipeline import Mix
     from medseg_jax.data.plan import Plan, make_plan
     from medseg_jax.data.synthetic import make_phantoms
     from medseg_jax.data.verify import check_dataset
+    from medseg_jax.evaluation.audit import audit
     from medseg_jax.evaluation.compare import compare
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
@@ -63,6 +69,7 @@ if TYPE_CHECKING:
     from medseg_jax.methods.kms_noise import KMSNoise
     from medseg_jax.methods.robust_losses import Robust
     from medseg_jax.methods.supervised import Supervised
+    from medseg_jax.models.efficientnet import EfficientUNet
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
     from medseg_jax.runtime.run import open_run

@@ -91,8 +91,8 @@ class ConvTranspose(nnx.Module):
 class Norm(nnx.Module):
     """Instance, batch or group normalisation with a learned scale and bias, and a leaky ReLU if `slope` < 1.
 
-    Statistics are float32. Batch normalisation keeps running ones (`nnx.BatchStat`; momentum and unbiased variance as in
-    PyTorch) and uses them unless `train`. Under `jit` with a sharded batch its means run over the whole batch.
+    Statistics are float32. Batch normalisation keeps running ones (`nnx.BatchStat`; momentum and unbiased variance as
+    in PyTorch) and uses them unless `train`. Under `jit` with a sharded batch its means run over the whole batch.
     """
 
     def __init__(

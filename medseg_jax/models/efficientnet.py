@@ -1,10 +1,10 @@
 """EfficientNet b0 to b3 as an encoder, and the U-Net on top of it (Tan & Le 2019, arXiv 1905.11946).
 
-A stem and blocks of "mobile inverted bottleneck": expand by a 1x1 convolution, filter each channel on its own, weigh the
-channels by what the whole image holds of them (squeeze and excitation), project back, add. Padding, epsilon and momentum
-are those of the original TensorFlow code, which PyTorch ports keep: strided convolutions pad more at the bottom and
-right. The decoder and the five features of the encoder are those of segmentation_models_pytorch 0.4, so that its weights
-fit (convert/efficientnet.py).
+A stem and blocks of "mobile inverted bottleneck": expand by a 1x1 convolution, filter each channel on its own, weigh
+the channels by what the whole image holds of them (squeeze and excitation), project back, add. Padding, epsilon and
+momentum are those of the original TensorFlow code, which PyTorch ports keep: strided convolutions pad more at the bottom
+and right. The decoder and the five features of the encoder are those of segmentation_models_pytorch 0.4, so that its
+weights fit (convert/efficientnet.py).
 
 Parameters with 3 input and 2 output channels (segmentation_models_pytorch counts the unused ImageNet head's convolution
 and norm of the encoder too, 412,160 for b0):
@@ -85,7 +85,8 @@ class EfficientNetEncoder(nnx.Module):
     Args:
         variant: "b0" to "b3".
         output_stride: 32; or 16, where the last stride becomes a dilation of 2 (DeepLab).
-        drop_connect: probability that the last block's branch is skipped for a sample in training; less for earlier ones.
+        drop_connect: probability that the last block's branch is skipped for a sample in training; less for earlier
+            ones.
     """
 
     def __init__(
