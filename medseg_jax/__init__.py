@@ -27,6 +27,11 @@ _HOME = {
     "Labels": "types",
     "MeanTeacher": "methods.mean_teacher",
     "MambaSea": "methods.mamba_sea",
+    "EfficientUNet": "models.efficientnet",
+    "Group": "config",
+    "KMSNoise": "methods.kms_noise",
+    "Labels": "types",
+    "LabelNoise": "data.label_noise",
     "Mix": "data.pipeline",
     "MixStyle": "methods.domain_generalisation",
     "Optim": "config",
@@ -43,9 +48,11 @@ _HOME = {
     "WTCopyPaste": "methods.wt_bcp",
     "XNet": "models.xnet",
     "VMUNet": "models.vmunet",
+    "audit": "evaluation.audit",
     "check_dataset": "data.verify",
     "compare": "evaluation.compare",
     "convert": "data.convert",
+    "corrupt": "data.label_noise",
     "evaluate": "evaluation.evaluate",
     "make_phantoms": "data.synthetic",
     "make_plan": "data.plan",
@@ -65,10 +72,12 @@ if TYPE_CHECKING:
     from medseg_jax.data.augment import Augment
     from medseg_jax.data.convert import convert
     from medseg_jax.data.dataset import Dataset
+    from medseg_jax.data.label_noise import LabelNoise, corrupt
     from medseg_jax.data.pipeline import Mix
     from medseg_jax.data.plan import Plan, make_plan
     from medseg_jax.data.synthetic import make_phantoms
     from medseg_jax.data.verify import check_dataset
+    from medseg_jax.evaluation.audit import audit
     from medseg_jax.evaluation.compare import compare
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
@@ -83,6 +92,7 @@ if TYPE_CHECKING:
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
     from medseg_jax.models.bcp_unet import BCPUNet
+    from medseg_jax.models.efficientnet import EfficientUNet
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
     from medseg_jax.models.vmunet import VMUNet

@@ -377,7 +377,7 @@ def student_t_loss(
         -lgamma((v + D) / 2) + lgamma(v / 2) - D / 2 + D / 2 log(pi v) + (v + D) / 2 log(1 + e Σ error^2 / v)
 
     with v = exp(nu) + 1e-8 learned, and D the counted voxels of the image. An image that is wrong as a whole costs the
-    logarithm of its error only. Source: Gonzalez-Jimenez et al., MICCAI 2023, with their scale matrix of e^-1 everywhere.
+    logarithm of its error only. Source: Gonzalez-Jimenez et al., MICCAI 2023, with their scale of e^-1 everywhere.
 
     Args:
         error: probability - target.

@@ -20,6 +20,7 @@ VERBS = {
     "predict": "segment images with a run",
     "evaluate": "score predictions against references",
     "compare": "is one model better than another? paired test over the same cases",
+    "audit": "which training labels are probably wrong, and where (runs of KMSNoise)",
     "verify": "is a run what it says? manifests, weights, data, splits, log, scores",
     "report": "one self-contained HTML page of a run",
 }

@@ -283,7 +283,7 @@ def corrupt(argv: list[str]) -> int:
         """folder with dataset.json"""
         dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
         """folder to write"""
-        noise: tyro.conf.OmitArgPrefixes[label_noise.Noise]
+        noise: tyro.conf.OmitArgPrefixes[label_noise.LabelNoise]
         json: bool = False
         """print the changed share of each case as JSON"""
 

@@ -383,6 +383,11 @@ class Cache:
                 "A preprocessed case is damaged", file=self.root / case_id, found=error, remedy=remedy
             ) from error
 
+    def extent(self, case_ids: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Smallest and largest side of these cases along (d, h, w)."""
+        sides = np.array([self.case(id).image.shape[:3] for id in case_ids])  # [cases, 3]
+        return tuple(map(int, sides.min(0))), tuple(map(int, sides.max(0)))
+
 
 def cache_folder(dataset: "Dataset", plan: Plan, directory: str | Path | None = None) -> Path:
     """Where the cases of this data set under this plan are kept; named by what changes their arrays, and only that."""

@@ -1,11 +1,11 @@
 """Wrong labels on purpose: corrupts the training labels of any data set, reproducibly, and keeps the clean ones aside.
 
-    jsrt   whole masks are dilated, eroded, or turned and shifted, in a share `alpha` of the cases, until the share `beta`
-           of the foreground has changed (Li et al., MICCAI 2021, as used on JSRT by Tadokoro et al. 2026)
-    whu    each object is dropped, or its border eroded or dilated, and objects of other cases are pasted in (Tadokoro et
-           al. 2026, their levels (drop, add, border) = (.1, 0, .3), (.2, .05, .5), (.3, .1, .7) on aerial images)
-    mrf    voxels flip with probability sigmoid(eta), eta a Gaussian Markov random field of Kac-Murdock-Szegő covariance:
-           the noise that `KMSNoise` assumes
+    jsrt   whole masks are dilated, eroded, or turned and shifted, in a share `alpha` of the cases, until the share
+           `beta` of the foreground has changed (Li et al., MICCAI 2021, as used on JSRT by Tadokoro et al. 2026)
+    whu    each object is dropped, or its border eroded or dilated, and objects of other cases are pasted in (Tadokoro
+           et al. 2026; their levels (drop, add, border) are (.1, 0, .3), (.2, .05, .5), (.3, .1, .7) on aerial images)
+    mrf    voxels flip with probability sigmoid(eta), eta a Gaussian Markov random field of Kac-Murdock-Szegő
+           covariance: the noise that `KMSNoise` assumes
 
 Each class is corrupted on its own; where classes exclude each other, later ones lie on top and what they leave becomes
 background. Ignored voxels stay ignored. The type of corruption is the case's, the same for all of its classes. Volumes:
@@ -40,7 +40,7 @@ type Mask = np.ndarray
 
 
 @dataclass(frozen=True)
-class Noise:
+class LabelNoise:
     """What is done to the labels.
 
     Attributes:
@@ -81,11 +81,11 @@ class Noise:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def corrupt(source: str | Path, target: str | Path, noise: Noise) -> Dataset:
+def corrupt(source: str | Path, target: str | Path, noise: LabelNoise) -> Dataset:
     """Writes a copy of a data set whose training labels are wrong; the clean ones go to `labelsClean`.
 
-    Images are hard links where the file system allows, copies otherwise. A plan.json goes along. dataset.json says under
-    "label_noise" what was done and which cases changed.
+    Images are hard links where the file system allows, copies otherwise. A plan.json goes along. dataset.json says
+    under "label_noise" what was done and which cases changed.
 
     Args:
         source: a data set.
@@ -145,7 +145,7 @@ def _carry(path: Path, source: Path, target: Path) -> Path:
 
 
 def _donors(
-    dataset: Dataset, training: Sequence[Case], case: Case, noise: Noise, rng: np.random.Generator
+    dataset: Dataset, training: Sequence[Case], case: Case, noise: LabelNoise, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Labels of some other cases, whose objects may be pasted."""
     others = [other for other in training if other.id != case.id and other.label]
@@ -163,7 +163,7 @@ def select(ids: Sequence[str], alpha: float, seed: int = 0) -> list[str]:
 
 
 def corrupt_label(
-    label: np.ndarray, labels: Labels, noise: Noise, rng: np.random.Generator, donors: Sequence[np.ndarray] = ()
+    label: np.ndarray, labels: Labels, noise: LabelNoise, rng: np.random.Generator, donors: Sequence[np.ndarray] = ()
 ) -> np.ndarray:
     """A label map [*s] with wrong classes; see the module's docstring."""
     masks = labels.masks(label)  # [classes, *s]
@@ -384,7 +384,7 @@ def _paste(noisy: Mask, clean: Mask, donor: Mask, area: float, rng: np.random.Ge
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def mrf(label: np.ndarray, labels: Labels, noise: Noise, rng: np.random.Generator) -> np.ndarray:
+def mrf(label: np.ndarray, labels: Labels, noise: LabelNoise, rng: np.random.Generator) -> np.ndarray:
     """A label map whose voxels flip with probability sigmoid(eta); of exclusive classes, to any other one."""
     if labels.exclusive:
         flips = rng.random(label.shape) < 1 / (1 + np.exp(-sample_field(label.shape, noise, rng)))
@@ -398,7 +398,7 @@ def mrf(label: np.ndarray, labels: Labels, noise: Noise, rng: np.random.Generato
     return labels.decode(_scores(np.array(flipped), labels))
 
 
-def sample_field(shape: Sequence[int], noise: Noise, rng: np.random.Generator) -> np.ndarray:
+def sample_field(shape: Sequence[int], noise: LabelNoise, rng: np.random.Generator) -> np.ndarray:
     """A sample of N(mu, s^2 K(rho)): a stationary autoregression of first order along each axis in turn."""
     field = rng.normal(size=tuple(shape))
     for axis in range(len(shape)):

@@ -1,17 +1,18 @@
 """Learning from labels that are wrong in patches: a Bayesian model of spatially correlated label errors.
 
-    y* ~ softmax(f(x))                       the true label of a voxel, as the network sees it
-    eta ~ N(mu, s^2 K(rho))                  logit of the probability that the label is wrong: a smooth field over the image
-    y = y* with probability 1 - sigmoid(eta), else any other class                    what the annotator wrote
+    y* ~ softmax(f(x))                        the true label of a voxel, as the network sees it
+    eta ~ N(mu, s^2 K(rho))                   logit of the probability that the label is wrong: a field over the image
+    y = y* with probability 1 - sigmoid(eta), else any other class                            what the annotator wrote
 
 K is the Kronecker product of one Kac-Murdock-Szegő matrix an axis (ops/kms.py). Each training image has a posterior
 q(eta) = N(m, diag(g) K(rho) diag(g)), and the negative evidence lower bound per voxel is
 
-    L = 1/N Σ_i { (1 - r_i) (-log p_y) + r_i / (C - 1) Σ_(k != y) (-log p_k) } + 1/N KL( q(eta) || p(eta) ),   r = E_q sigmoid(eta)
+    L = 1/N Σ_i { (1 - r_i) (-log p_y) + r_i / (C - 1) Σ_(k != y) (-log p_k) } + 1/N KL( q(eta) || p(eta) )
 
-for any number of classes C: the two other terms of the bound cancel. A step is an E-step (Adam on m and g of the batch's
-images, the network's output held fixed) and an M-step (cross entropy with the soft target that r makes). Where the
-network disagrees with the label over a whole region, r rises there; lone voxels are held back by their neighbours.
+with r = E_q sigmoid(eta), for any number of classes C: the two other terms of the bound cancel. A step is an E-step
+(Adam on m and g of the batch's images, the network's output held fixed) and an M-step (cross entropy with the soft target
+that r makes). Where the network disagrees with the label over a whole region, r rises there; lone voxels are held back by
+their neighbours.
 
 Classes that overlap have a field each, with C = 2. Ignored voxels have no cross entropy. The posterior lies on the
 preprocessed case; a training patch works on its window of it, which is a field of the same kind, and augmentation is
@@ -25,7 +26,8 @@ Distributions", TMLR 2026, and its code; sections A1 to A13 of our specification
 * E_q sigmoid(eta) by Gauss-Hermite quadrature instead of one random sample (`nodes=0` samples as they do).
 * `variance="as_written"`: the code that was published samples with the standard deviation sqrt(g) while its KL takes g
   for the standard deviation. `"as_run"` repeats that.
-* `whiten`: m = mu + s L U and Adam on U, which converges at every rho; on m itself (theirs) it crawls above .75. [our choice]
+* `whiten`: m = mu + s L U and Adam on U, which converges at every rho; on m itself (theirs) it crawls above .75. [our
+  choice]
 * `warmup` steps of plain cross entropy, in which no posterior is inferred. A network that knows nothing yet would teach
   the posterior its own mistakes; they rely on the start m = -5 alone, and on many epochs. [our choice]
 * `learn_rho`: rho by gradient on the same bound, in (0, .95); fixed in the paper.
@@ -135,7 +137,7 @@ class KMSNoise(Objective):
         """Where the posteriors of all cases lie."""
         return Store.of(self.task)
 
-    # ------------------------------------------------------------------------------------------------ the four functions
+    # ----------------------------------------------------------------------------------------------- the four functions
 
     def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
         del batch
@@ -243,7 +245,7 @@ def _gap(logits: Array, target: Array, labels: Labels) -> Float[Array, "b *s f"]
 
 
 def soften(target: Float[Array, "b *s k"], flip: Float[Array, "b *s f"], labels: Labels) -> Float[Array, "b *s k"]:
-    """The soft target q(y* | y): 1 - r for the label, r / (C - 1) for each other class. Any network can learn from it."""
+    """The soft target q(y* | y): 1 - r for the label, r / (C - 1) for each other class; any network can learn it."""
     others = target.shape[-1] - 1 if labels.exclusive else 1
     return (1 - flip) * target + flip * (1 - target) / others
 
@@ -266,8 +268,8 @@ def infer(
         counted: 1 where a voxel is seen and not ignored, else 0.
         prior: of the field.
         flip: (posterior, number of the step) -> E_q[sigmoid(eta)].
-        optimizer: Adam; it sees the gradient of the sum over voxels (not their mean), so that the posterior of one image
-            does not depend on how many there are.
+        optimizer: Adam; it sees the gradient of the sum over voxels (not their mean), so that the posterior of one
+            image does not depend on how many there are.
         steps: how many.
         whiten: descend on the innovations U of m = mu + s L U.
     """

@@ -96,8 +96,8 @@ class Objective:
     """Fields that a batch must have; checked before anything compiles."""
 
     tracks_voxels: ClassVar[bool] = False
-    """True: the loss also gets "voxel" [b, *s] int32, which voxel of the sample each voxel of the augmented patch is (its
-    flat index + 1, 0 where it comes from outside), so that per-sample state can be kept in the frame of the case."""
+    """True: the loss also gets "voxel" [b, *s] int32, which voxel of the sample each voxel of the augmented patch is
+    (its flat index + 1, 0 where it comes from outside), so that state of a case can be kept in the case's frame."""
 
     def bind(self, task: Task) -> Self:
         """A copy that knows its task."""

@@ -1,13 +1,14 @@
 """What learning from wrong labels is compared with: one network, one engine, another loss.
 
-    Robust(loss_name="ce")          cross entropy (softmax, or one sigmoid a class): the plain baseline
-    Robust(loss_name="dice_ce")     Dice + cross entropy, which `Supervised` trains with
-    Robust(loss_name="gce")         generalised cross entropy (Zhang & Sabuncu 2018): wrong labels pull less, correct ones too
-    Robust(loss_name="smoothing")   label smoothing (Szegedy et al. 2016)
-    Robust(loss_name="em")          a learned confusion matrix P(label | truth), flips independent of each other: the model of
-                               `KMSNoise` without space. Rows start at .9 on the diagonal, as in Tadokoro et al. 2026
-    Robust(loss_name="t_loss")      Student's t over the errors of an image (Gonzalez-Jimenez et al. 2023), degrees of freedom
-                               learned
+    Robust(loss_name=...)
+        "ce"          cross entropy (softmax, or one sigmoid a class): the plain baseline
+        "dice_ce"     Dice + cross entropy, which `Supervised` trains with
+        "gce"         generalised cross entropy (Zhang & Sabuncu 2018): wrong labels pull less, correct ones too
+        "smoothing"   label smoothing (Szegedy et al. 2016)
+        "em"          a learned confusion matrix P(label | truth), flips independent of each other: the model of
+                      `KMSNoise` without space. Rows start at .9 on the diagonal, as in Tadokoro et al. 2026
+        "t_loss"      Student's t over the errors of an image (Gonzalez-Jimenez et al. 2023), degrees of freedom learned;
+                      divided by the number of pixels
 
 Cross entropy on clean labels is the ceiling: the same config on the data set as it was before `medseg data corrupt`.
 

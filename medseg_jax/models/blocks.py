@@ -122,16 +122,25 @@ class LayerNorm(nnx.Module):
 class Norm(nnx.Module):
     """Instance, batch or group normalisation with a learned scale and bias, and a leaky ReLU if `slope` < 1.
 
-    Statistics are float32. Batch normalisation keeps running ones (`nnx.BatchStat`; momentum 0.1 and unbiased variance,
-    as PyTorch) and uses them unless `train`. Under `jit` with a sharded batch its means run over the whole batch.
+    Statistics are float32. Batch normalisation keeps running ones (`nnx.BatchStat`; momentum and unbiased variance as
+    in PyTorch) and uses them unless `train`. Under `jit` with a sharded batch its means run over the whole batch.
     """
 
-    def __init__(self, kind: NormKind, channels: int, *, groups: int = 8, eps: float = 1e-5, slope: float = 1.0):
+    def __init__(
+        self,
+        kind: NormKind,
+        channels: int,
+        *,
+        groups: int = 8,
+        eps: float = 1e-5,
+        slope: float = 1.0,
+        momentum: float = 0.1,
+    ):
         if kind not in ("instance", "batch", "group"):
             raise UserError("Unknown normalisation", found=kind, expected='"instance", "batch" or "group"')
         if kind == "group" and channels % groups:
             raise UserError("Channels do not divide into groups", found=channels, expected=f"a multiple of {groups}")
-        self.kind, self.groups, self.eps, self.slope = kind, groups, eps, slope
+        self.kind, self.groups, self.eps, self.slope, self.momentum = kind, groups, eps, slope, momentum
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
         if kind == "batch":
             self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
@@ -151,8 +160,8 @@ class Norm(nnx.Module):
             return _leaky(x * rate + (bias - self.mean[...] * rate), self.slope).astype(x.dtype)
         y, mean, var = normalise(x, scale, bias, tuple(range(x.ndim - 1)), self.eps, self.slope)
         count = math.prod(x.shape[:-1])
-        self.mean[...] += 0.1 * (mean.reshape(-1) - self.mean[...])
-        self.var[...] += 0.1 * (var.reshape(-1) * count / max(count - 1, 1) - self.var[...])
+        self.mean[...] += self.momentum * (mean.reshape(-1) - self.mean[...])
+        self.var[...] += self.momentum * (var.reshape(-1) * count / max(count - 1, 1) - self.var[...])
         return y
 
 

@@ -345,9 +345,7 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     sample_size = stage.augment.sample_size(plan.patch_size, spacing)
     task = Task(plan, dataset.labels, len(dataset.channels), len(dataset.cases), dataset.domains)
     if "start" in stage.objective.batch_spec:
-        shapes = [cache.case(case.id).image.shape[:3] for case in dataset.subset("train")]
-        sides = np.array(shapes)  # [cases, 3]
-        extent = tuple(tuple(int(n) for n in reduce(sides, 0)) for reduce in (np.min, np.max))
+        extent = cache.extent([case.id for case in dataset.subset("train")])
         task = replace(task, extent=extent, sample_size=sample_size)
 =======
     task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)

@@ -1,0 +1,372 @@
+"""medseg audit: which training labels are probably wrong, and where.
+
+A run of `KMSNoise` keeps, for each training case, the probability that the label of each voxel is wrong. `audit` brings
+it back to the space of the label files, ranks the cases, and writes
+
+    audit/maps/<case>.<ending>   that probability (PNG: 0 to 255), the largest one over classes that overlap
+    audit/cases.csv              one row a case, the worst first
+    audit/index.html             the same with pictures, sortable
+    audit/summary.json           settings, and where the clean labels are known (`medseg data corrupt`), how well the
+                                 probability finds the wrong voxels, beside the network's entropy and its loss
+
+so that a person can look at the worst ones first and mend them. Nothing in the data set is changed.
+"""
+
+import base64
+import csv
+import io as streams
+import json
+import os
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from medseg_jax.data import geometry as space
+from medseg_jax.data import io, preview
+from medseg_jax.data.cache import Cache, build_cache, preprocess, restore
+from medseg_jax.data.dataset import Dataset
+from medseg_jax.data.label_noise import clean_label
+from medseg_jax.data.plan import Plan
+from medseg_jax.evaluation.metrics.pr import average_precision
+from medseg_jax.evaluation.report import _cell, _page, _pairs, _row, _table
+from medseg_jax.inference.sliding_window import predict_volume
+from medseg_jax.inference.uncertainty import entropy
+from medseg_jax.methods.kms_noise import KMSNoise, Posterior
+from medseg_jax.methods.objective import Task
+from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
+from medseg_jax.runtime.run import open_run, stage_folder
+from medseg_jax.types import Case, Geometry, Labels, UserError
+
+PICTURES = 40  # of the worst cases on the page
+PICTURE_SIZE = 300
+HOT = (255, 45, 85)
+COLUMNS = ("case", "expected_wrong", "share", "probably_wrong", "added", "missing", "foreground", "truly_wrong")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One case.
+
+    Attributes:
+        row: what cases.csv says of it.
+        picture: PNG, or None where the page shows none.
+    """
+
+    row: dict[str, Any]
+    picture: bytes | None
+
+
+def audit(dataset: Dataset | str | Path, run: str | Path, out: str | Path | None = None) -> Path:
+    """Ranks the training cases of a run by how wrong their labels probably are.
+
+    Args:
+        dataset: the data set that the run was trained on, as it was then.
+        run: folder of a run whose last stage is `KMSNoise`; its last weights are used.
+        out: folder to write; by default `audit` in the run's.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the run keeps no posterior, or was trained on other files.
+    """
+    run = Path(run)
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    out = Path(out) if out else run / "audit"
+    posteriors = _open_posteriors(run, dataset)
+    (out / "maps").mkdir(parents=True, exist_ok=True)
+    results, marks = [], []
+    for case in posteriors.cases:
+        found, mark = _audit_case(posteriors, case, out)
+        results.append(found)
+        marks.append(mark)
+    results.sort(key=lambda found: -found.row["share"])
+    results = [found if i < PICTURES else replace(found, picture=None) for i, found in enumerate(results)]
+    known = [mark for mark in marks if mark is not None]
+    summary = {
+        "run": run.name,
+        "dataset": dataset.name,
+        "cases": len(results),
+        "prior": {name: getattr(posteriors.method, name) for name in ("mu", "s")} | {"rho": posteriors.rho},
+        "average_precision": _average_precision(known) if known else None,
+    }
+    _write_csv(out / "cases.csv", [found.row for found in results])
+    _write(out / "summary.json", json.dumps(summary, indent=1))
+    return _write(out / "index.html", _html(results, summary, dataset))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What there is
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """A trained KMSNoise and the posteriors of its cases.
+
+    Attributes:
+        method: bound.
+        rho: of the prior, learned or not.
+        m, raw: the store, [rows, f, *grid].
+        cases: training cases.
+        predict: image -> probabilities, with the last weights.
+    """
+
+    dataset: Dataset
+    plan: Plan
+    cache: Cache
+    method: KMSNoise
+    rho: float
+    m: np.ndarray
+    raw: np.ndarray
+    cases: tuple[Case, ...]
+    predict: Any
+
+    def flip(self, case: Case, shape: tuple[int, ...]) -> np.ndarray:
+        """Probability that the label is wrong in the preprocessed case, [d, h, w, f]."""
+        index = next(i for i, c in enumerate(self.dataset.cases) if c.id == case.id)
+        store, dim = self.method.store, self.plan.dim
+        rows = slice(index * store.slices, index * store.slices + (shape[0] if dim == 2 else 1))
+        inside = tuple(slice(m, m + n) for m, n in zip(store.margin, shape[-dim:], strict=True))
+        m, raw = (jnp.asarray(array[(rows, slice(None), *inside)]) for array in (self.m, self.raw))
+        method = replace(self.method, nodes=self.method.nodes or 9)
+        flip = np.asarray(method.flip(Posterior(m, raw)))  # [d, f, h, w], or [1, f, d, h, w]
+        return np.moveaxis(flip, 1, -1) if dim == 2 else np.moveaxis(flip[0], 0, -1)
+
+
+def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
+    opened = open_run(run, "last")
+    config, index = opened.config, len(opened.config.stages) - 1
+    stage = config.stages[index]
+    if not isinstance(stage.objective, KMSNoise):
+        raise UserError(
+            "This run does not know which labels are wrong",
+            file=run / "run.json",
+            found=f"trained with {type(stage.objective).__name__}",
+            expected="a last stage with KMSNoise",
+            remedy="train one: medseg train configs/kms_noise_jsrt.py --data DATASET --out RUN",
+        )
+    record = json.loads((run / "run.json").read_text())
+    if record["dataset"]["fingerprint"] != dataset.fingerprint():
+        raise UserError(
+            "The run was trained on other files",
+            file=dataset.root,
+            found="another fingerprint than in run.json",
+            expected=record["dataset"]["root"],
+            remedy="audit the data set as it was, or train again on the mended one",
+        )
+    plan = opened.plan
+    cache = build_cache(dataset, plan, config.cache)
+    ids = set(record["cases"]["train"])
+    cases = tuple(case for case in dataset.cases if case.id in ids and case.label is not None)
+    spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
+    task = Task(
+        plan,
+        dataset.labels,
+        len(dataset.channels),
+        len(dataset.cases),
+        extent=cache.extent([case.id for case in cases]),
+        sample_size=stage.augment.sample_size(plan.patch_size, spacing),
+    )
+    method = stage.objective.bind(task)
+    folder = stage_folder(run, index, stage.name) / "last"
+    state = restore_tree(folder / str(Checkpoints(folder, read_only=True).steps()[-1]))
+    store = state["aux"]["cases"]
+    rho = float(method.prior(state["params"]).rho)
+    return Posteriors(dataset, plan, cache, method, rho, store["m"], store["raw"], cases, opened.predict)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One case
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, dict[str, np.ndarray] | None]:
+    """The case's row, map and picture, and where its clean label is known, what finds the wrong voxels."""
+    labels, dataset = posteriors.dataset.labels, posteriors.dataset
+    cached = posteriors.cache.case(case.id)
+    flip = posteriors.flip(case, cached.image.shape[:3])  # [d, h, w, f]
+    image, label, geometry = dataset.load(case)
+    assert label is not None
+    wrong = restore(flip, cached.record, geometry, posteriors.plan)  # [*s, f]
+    counted = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
+    wrong = np.where(counted[..., None], wrong, 0)
+    whole = wrong.max(-1)  # [*s]
+    _write_map(out / "maps" / (case.label or Path(case.id)).name, whole, geometry)
+
+    masks = labels.masks(label)  # [classes, *s]
+    present = np.moveaxis(masks, 0, -1) if wrong.shape[-1] > 1 else masks.any(0)[..., None]  # [*s, f]
+    probably, foreground = wrong > 0.5, int((present & counted[..., None]).sum())
+    row = {
+        "case": case.id,
+        "expected_wrong": round(float(wrong.sum()), 1),
+        "share": round(float(wrong.sum()) / max(foreground, 1), 5),
+        "probably_wrong": int(probably.sum()),
+        "added": int((probably & present).sum()),
+        "missing": int((probably & ~present).sum()),
+        "foreground": foreground,
+    }
+    mark = None
+    if (clean := clean_label(dataset, case)) is not None:
+        truth, _ = io.read_label(clean)
+        row["truly_wrong"] = int(((labels.masks(truth) != masks) & counted).sum())
+        mark = _marks(posteriors, np.asarray(cached.label), image, truth, geometry, flip)
+    picture = _picture(image, label, whole, geometry, labels)
+    return Found(row, picture), mark
+
+
+def _write_map(path: Path, values: np.ndarray, geometry: Geometry) -> None:
+    values = values[..., None].astype(np.float32)
+    png = io.suffix(path) == ".png"
+    io.write_image(path, np.rint(255 * values).astype(np.uint8) if png else values, geometry)
+
+
+def _marks(
+    posteriors: Posteriors,
+    given: np.ndarray,
+    image: np.ndarray,
+    truth: np.ndarray,
+    geometry: Geometry,
+    flip: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Of every voxel and field of the preprocessed case: is its label truly wrong, and what three scores say of it.
+
+    Entropy and loss are those of the same network on the same image, by which one would rank without a posterior.
+    """
+    labels, plan = posteriors.dataset.labels, posteriors.plan
+    clean = preprocess(image, truth, geometry, plan)
+    assert clean.label is not None
+    p = predict_volume(posteriors.predict, clean.image, plan.patch_size, labels.channels, batch_size=plan.batch_size)
+    target, right = labels.table[given], labels.table[clean.label]  # [d, h, w, k]
+    if labels.exclusive:
+        wrong = (target != right).any(-1, keepdims=True)
+        loss = -np.log(np.maximum((p * target).sum(-1, keepdims=True), 1e-12))
+        uncertain = entropy(p, exclusive=True)[..., None]
+    else:
+        wrong = target != right
+        loss = -np.log(np.maximum(np.where(target > 0, p, 1 - p), 1e-12))
+        uncertain = np.stack([entropy(p[..., i : i + 1], exclusive=False) for i in range(p.shape[-1])], -1)
+    counted = np.broadcast_to((labels.weights[given] > 0)[..., None], wrong.shape)
+    scores = {"error probability": flip, "entropy": uncertain, "loss": loss}
+    return {"wrong": wrong[counted]} | {name: score[counted] for name, score in scores.items()}
+
+
+def _average_precision(marks: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Average precision of each score over the voxels of all cases, and the share of voxels that are wrong."""
+    whole = {name: np.concatenate([mark[name] for mark in marks]) for name in marks[0]}
+    wrong = whole.pop("wrong")
+    found = {name: round(average_precision(score, wrong), 4) for name, score in whole.items()}
+    return found | {"by chance": round(float(wrong.mean()), 4)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is written
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _picture(image: np.ndarray, label: np.ndarray, wrong: np.ndarray, geometry: Geometry, labels: Labels) -> bytes:
+    """The slice with most expected errors: beside each other, the labels' outlines without and with the probability."""
+    volume = len(geometry.shape) == 3
+    image = space.to_canonical(image, geometry, channels=True)  # [d, h, w, c]
+    label, wrong = (space.to_canonical(x, geometry, channels=False) for x in (label, wrong))
+    index = int(wrong.sum((1, 2)).argmax())
+    flat, masks, _ = preview.view(image, label, labels, volume, index)
+    heat = wrong[index, ::-1, ::-1] if volume else wrong[index]
+    spacing = space.spacing_canonical(geometry)[1:]
+    small, masks = preview.scale(flat, masks, spacing, PICTURE_SIZE)
+    size = (small.shape[1], small.shape[0])
+    share = np.asarray(Image.fromarray((heat * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)) / 255
+    colors = [*preview.class_colors(len(labels.names)), *([preview.IGNORE_COLOR] if labels.ignore is not None else [])]
+    plain = preview.overlay(small, masks, colors)
+    grey = np.repeat(small[..., None], 3, -1) if small.ndim == 2 else small
+    hot = grey * (1 - 0.75 * share[..., None]) + 0.75 * share[..., None] * np.array(HOT)
+    both = np.concatenate([plain, preview.overlay(hot.round().astype(np.uint8), masks, colors)], 1)
+    buffer = streams.BytesIO()
+    Image.fromarray(both).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> str:
+    clean = any("truly_wrong" in found.row for found in results)
+    heads = [
+        "Case",
+        "Wrong, expected",
+        "Voxels",
+        "Probably wrong",
+        "of these in the label",
+        "missing from it",
+        "Foreground",
+    ]
+    rows = []
+    largest = max((found.row["share"] for found in results), default=1) or 1
+    for found in results:
+        row = found.row
+        name = escape(row["case"])
+        cells = [f'<td><a href="#{name}">{name}</a></td>' if found.picture else f"<td>{name}</td>"]
+        cells.append(_cell(f"{row['share']:.1%}", row["share"], part=row["share"] / largest))
+        cells += [_cell(f"{row[c]:,.0f}", row[c]) for c in COLUMNS[1:2] + COLUMNS[3:7]]
+        cells += [_cell(f"{row['truly_wrong']:,}", row["truly_wrong"])] if clean else []
+        rows.append(_row(*cells))
+    table = _table([*heads, *(["Truly wrong"] if clean else [])], rows, sortable=True)
+    figures = "".join(_figure(found) for found in results if found.picture)
+    colors = zip(dataset.labels.names, preview.class_colors(len(dataset.labels.names)), strict=True)
+    legend = "".join(f'<li><i style="background:rgb{tuple(map(int, c))}"></i>{escape(n)}</li>' for n, c in colors)
+    legend += f'<li><i style="background:rgb{HOT}"></i>label probably wrong</li>'
+    found = summary["average_precision"]
+    known = (
+        ""
+        if not found
+        else f"<h2>Found, where the truth is known</h2>{_pairs({k: f'{v:.3f}' for k, v in found.items()})}"
+    )
+    known += (
+        '<p class="note">Average precision for truly wrong voxels, by the error probability, and by the entropy and the '
+        "loss of the same network.</p>"
+        if found
+        else ""
+    )
+    head = (
+        '<header><p class="eyebrow">medseg_jax · Label audit</p>'
+        f"<h1>{escape(summary['dataset'])}</h1><p>{summary['cases']} training cases, the run {escape(summary['run'])}. "
+        "First the cases whose labels are probably most wrong, as a share of their foreground.</p></header>"
+    )
+    notes = (
+        "<p>A voxel counts as probably wrong from a probability of one half on. “In the label”: the label shows a "
+        "class there that is probably not there; “missing”: the other way round. The model was trained on "
+        "these labels: it may be wrong where the labels are right, above all where many cases share an error. Look before "
+        "you mend.</p>"
+    )
+    body = (
+        f'{head}<section><h2>Cases</h2>{table}{notes}</section><section>{known}<h2>Where</h2><ul class="legend">{legend}</ul>'
+        f'<div class="charts">{figures}</div></section>'
+    )
+    return _page(f"Label audit of {summary['dataset']}", body)
+
+
+def _figure(found: Found) -> str:
+    name, row = escape(found.row["case"]), found.row
+    data = base64.b64encode(found.picture or b"").decode()
+    return (
+        f'<figure id="{name}"><img style="width:100%" alt="{name}" src="data:image/png;base64,{data}">'
+        f"<figcaption><b>{name}</b>: {row['share']:.1%} of the foreground, {row['added']:,} voxels probably too many, "
+        f"{row['missing']:,} missing</figcaption></figure>"
+    )
+
+
+def _write(path: Path, text: str) -> Path:
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    buffer = streams.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(path, buffer.getvalue())
