@@ -91,13 +91,8 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
                 )
             state = restore_tree(folder / str(step))
             weights = state.get("ema") or state["params"]
-<<<<<<< HEAD
-            objective = stage.objective.bind(Task(plan, labels, len(channels)))
-            aux = {name: value for name, value in state["aux"].items() if name != "cases"}
-=======
             objective = stage.objective.bind(Task(plan, labels, plan.channels_seen))
-            aux = state["aux"]
->>>>>>> sea-method
+            aux = {name: value for name, value in state["aux"].items() if name != "cases"}
             predict = partial(jax.jit(objective.predict), weights, aux, objective.frozen())
             return Run(path, config, plan, labels, channels, step, checkpoint, predict)
     raise UserError(

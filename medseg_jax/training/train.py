@@ -31,11 +31,7 @@ from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
 from medseg_jax.data.verify import check_dataset
-<<<<<<< HEAD
 from medseg_jax.data.views import fold_view, hold_out_view, labelled_view
-=======
-from medseg_jax.data.views import fold_view, hold_out_view
->>>>>>> sea-method
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
 from medseg_jax.runtime import distributed, sharding
@@ -341,15 +337,11 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     stage = config.stages[index]
     steps = stage.steps or plan.steps
     spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
-<<<<<<< HEAD
     sample_size = stage.augment.sample_size(plan.patch_size, spacing)
-    task = Task(plan, dataset.labels, len(dataset.channels), len(dataset.cases), dataset.domains)
+    task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)
     if "start" in stage.objective.batch_spec:
         extent = cache.extent([case.id for case in dataset.subset("train")])
         task = replace(task, extent=extent, sample_size=sample_size)
-=======
-    task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)
->>>>>>> sea-method
     objective = stage.objective.bind(task)
     feed = {
         **dict(cache=cache, dataset=dataset, plan=plan, mix=stage.mix, split="train"),
