@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from medseg_jax.ops.conv import Padding, conv, conv_transpose
@@ -257,10 +258,15 @@ class ConvBlock(nnx.Module):
 
 
 def max_pool(x: Float[Array, "b *s c"]) -> Float[Array, "b *t c"]:
-    """Maximum of blocks of 2 voxels an axis; every size is even."""
-    b, *size, c = x.shape
-    blocks = x.reshape(b, *(v for n in size for v in (n // 2, 2)), c)  # [b, n / 2, 2, ..., c]
-    return blocks.max(tuple(range(2, blocks.ndim - 1, 2)))
+    """Maximum of blocks of 2 voxels an axis; every size is even. Of equal values the first gets the gradient.
+
+    Chosen by comparing neighbours: the gradient of `jnp.max` looks for the maximum among values that XLA may have
+    computed again with another rounding, and divides by zero where it finds none.
+    """
+    for axis in range(1, x.ndim - 1):
+        first, second = (lax.slice_in_dim(x, i, None, 2, axis) for i in (0, 1))
+        x = jnp.where(first >= second, first, second)
+    return x
 
 
 def dropout(x: Array, rate: float, train: bool, rngs: nnx.Rngs | None, *, channels: bool = True) -> Array:
