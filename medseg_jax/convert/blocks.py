@@ -3,8 +3,6 @@
 import re
 from collections.abc import Iterator
 
-import numpy as np
-
 from medseg_jax.convert.weights import Layout, Rule
 
 
@@ -26,8 +24,3 @@ def block_rules(conv: str, norm: str, ours: str, layout: Layout = "conv") -> Ite
     """A convolution and its norm (`ConvBlock`)."""
     yield from conv_rules(conv, f"{ours}/conv", layout)
     yield from norm_rules(norm, f"{ours}/norm")
-
-
-def up_kernel(tensor: np.ndarray) -> np.ndarray:
-    """PyTorch's transposed kernel [in, out, *k] as `ConvTranspose` has it, [*k, in, out]."""
-    return np.moveaxis(tensor, (0, 1), (-2, -1))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from medseg_jax.convert.bcp_unet import UNUSED
-from medseg_jax.convert.blocks import block_rules, conv_rules, norm_rules, up_kernel
+from medseg_jax.convert.blocks import block_rules, conv_rules, norm_rules
 from medseg_jax.convert.weights import KeyMap, Rule
 from medseg_jax.models.vnet import DOWN, UP, VNet
 
@@ -28,7 +28,7 @@ def _rules() -> Iterator[Rule]:
             yield from block_rules(f"{name}_dw.conv.0", f"{name}_dw.conv.1", f"down/{i}")
     for i, count in enumerate(UP):
         name = f"decoder.block_{NUMBERS[len(DOWN) - 1 + i]}_up.conv"
-        yield from conv_rules(f"{name}.0", f"up/{i}/conv", up_kernel)
+        yield from conv_rules(f"{name}.0", f"up/{i}/conv", "conv_transpose")
         yield from norm_rules(f"{name}.1", f"up/{i}/norm")
         yield from level(f"decoder.block_{NUMBERS[len(DOWN) + i]}", f"decoder/{i}", count)
     yield from conv_rules("decoder.out_conv", "head")

@@ -105,7 +105,7 @@ class Rule:
         to: path in our parameters or statistics ("encoder/stages/\\1/kernel", groups filled in), or several: the same
             tensor goes to each.
         layout: how PyTorch's axes become ours: "keep"; "linear" [out, in] -> [in, out]; "conv" [out, in, *k] ->
-            [*k, in, out]; "conv_transpose" [in, out, *k] -> [*k, in, out] with flipped k; or a function.
+            [*k, in, out]; "conv_transpose" [in, out, *k] -> [*k, in, out]; or a function.
     """
 
     pattern: str
@@ -242,7 +242,7 @@ def _arrange(tensor: np.ndarray, layout: Layout) -> np.ndarray:
     if layout == "conv":
         return np.moveaxis(tensor, (0, 1), (-1, -2))
     if layout == "conv_transpose":
-        return np.flip(np.moveaxis(tensor, (0, 1), (-2, -1)), tuple(range(tensor.ndim - 2)))
+        return np.moveaxis(tensor, (0, 1), (-2, -1))
     return tensor
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from medseg_jax.convert.blocks import block_rules, conv_rules, up_kernel
+from medseg_jax.convert.blocks import block_rules, conv_rules
 from medseg_jax.convert.weights import KeyMap, Rule
 from medseg_jax.models.xnet import LEVELS, XNet
 
@@ -42,7 +42,7 @@ def _rules_3d() -> Iterator[Rule]:
     for letter, ours in BRANCHES.items():
         for level in range(LEVELS - 1):
             yield from pair(f"{letter}_encoder{level + 1}", f"enc{level + 1}", f"{ours}/encoder/{level}")
-            yield from conv_rules(f"{letter}_upconv{level + 1}", f"{ours}/up/{level}", up_kernel)
+            yield from conv_rules(f"{letter}_upconv{level + 1}", f"{ours}/up/{level}", "conv_transpose")
             yield from pair(f"{letter}_decoder{level + 1}", f"dec{level + 1}", f"{ours}/decoder/{level}")
         yield from pair(f"{letter}_bottleneck", "bottleneck", f"{ours}/encoder/{LEVELS - 1}")
         yield from conv_rules(f"{letter}_conv", f"{ours}/head")

@@ -127,7 +127,7 @@ def test_tensors_go_where_the_rules_say():
     conv, up = theirs()["module.net.conv.weight"], theirs()["module.net.up.weight"]
     for layer in ("first", "second"):
         np.testing.assert_allclose(loaded.params[layer]["kernel"][2, 0, 1, 3], conv[3, 1, 2, 0], rtol=1e-6)
-    np.testing.assert_allclose(loaded.params["up"]["kernel"][1, 0, 4, 3], up[4, 3, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(loaded.params["up"]["kernel"][1, 0, 4, 3], up[4, 3, 1, 0], rtol=1e-6)
     assert loaded.params["up"]["kernel"].dtype == np.float32
     assert loaded.unused == ("num_batches_tracked",)
     assert loaded.stayed == ()
