@@ -8,7 +8,7 @@
 
 What is compiled is labelled "compiled, not timed": its figures are the compiler's (bundles of the inner loops, spills)
 or counted from the blocks that the kernels move. The compiler's `bytes_accessed` cannot look into a kernel: for TPUs it
-is what the kernels declare (each operand once) plus what XLA does around them, padding and copies kept in VMEM included.
+is what the kernels declare (each operand once) plus what XLA does around them, with padding and copies inside VMEM.
 Floors in bytes: 4 R L (3D + 2N) forward, 4 R L (5D + 4N) backward.
 CPU floor: the exponentials exp(delta A) alone, b * L * c * N of them forward, at the rate of XLA's own exp in the same
 kind of loop, on one core (XLA runs a loop of small kernels on one).
