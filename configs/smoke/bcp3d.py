@@ -6,7 +6,7 @@ medseg train configs/smoke/bcp3d.py --out runs/smoke_bcp3d
 from medseg_jax import BCP, Augment, Config, CopyPaste, Mix, Optim, Stage, UNet
 
 net = UNet(features=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2)
-optim, augment = Optim(lr=3e-3, warmup=10), Augment.light()
+optim, augment = Optim(lr=3e-3, warmup=10), Augment.none()
 config = Config(
     data="phantoms3d",
     labelled=3,
