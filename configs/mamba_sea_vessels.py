@@ -4,7 +4,7 @@
     medseg train configs/mamba_sea_vessels.py --hold-out all --out runs/mamba_sea_vessels
 
 Images are brought to 256 x 256, patches are 96 x 96, so that two CPU cores train a site in minutes; the plan is fixed,
-and no image of any site had a part in it. Observed scores stand in docs/benchmarks/domain-generalisation.md.
+and no image of any site had a part in it. Scores, once measured, stand in docs/benchmarks/domain-generalisation.md.
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet

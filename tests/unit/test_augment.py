@@ -277,6 +277,20 @@ def test_light_neither_moves_nor_enlarges():
     assert Augment.light().p_mirror == Augment().p_mirror
 
 
+def test_strong_changes_intensities_more_and_geometry_not():
+    strong, usual = Augment.strong(p_color=0.5), Augment()
+    for field in ("p_rotation", "rotation", "p_scale", "scale", "p_mirror", "p_elastic"):
+        assert getattr(strong, field) == getattr(usual, field)
+    batch = {"image": jax.random.normal(jax.random.key(0), (16, 12, 12, 3))}
+    still = {"p_rotation": 0.0, "p_scale": 0.0, "p_mirror": 0.0}
+    changes = []
+    for config in (replace(strong, **still), replace(usual, **still)):
+        out = jitted(config, (12, 12))(jax.random.key(1), batch)["image"]
+        assert np.isfinite(out).all()
+        changes.append(float(np.abs(out - batch["image"]).mean()))
+    assert changes[0] > 2 * changes[1]
+
+
 def test_drawn_but_not_taken_is_the_centre_crop():
     # A geometry that is compiled in and stays at rest must not resample by half a voxel, whatever the sizes' parity.
     for full in ((15, 12), (14, 13)):
