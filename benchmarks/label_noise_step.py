@@ -2,8 +2,8 @@
 
     python benchmarks/label_noise_step.py [--size 256] [--batch 16] [--cases 124]
 
-Both steps run in turns in one process. CPU seconds are compared, which other work on the machine disturbs least, and wall
-seconds beside them; the ratios are of the smallest of each. Also the memory that XLA plans for a step. Writes
+The steps run in turns in one process. CPU seconds are compared, which other work on the machine disturbs least, and
+wall seconds beside them; ratios are of the smallest of each. Also the memory that XLA plans for a step. Writes
 benchmarks/results/label_noise_step.json.
 """
 
