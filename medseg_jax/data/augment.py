@@ -227,7 +227,7 @@ def augment(
 
 
 def number_voxels(shape: Sequence[int]) -> Int[Array, "b *s"]:
-    """1, 2, 3 ... in every sample of a batch [b, *s]: as "voxel", it says after `augment` where each voxel came from."""
+    """1, 2, 3 ... in every sample of a batch [b, *s]: as "voxel", it tells after `augment` where each came from."""
     numbers = jnp.arange(1, math.prod(shape[1:]) + 1, dtype=jnp.int32)
     return jnp.broadcast_to(numbers.reshape(shape[1:]), shape)
 

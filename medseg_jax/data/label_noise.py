@@ -264,7 +264,8 @@ def shift(mask: Mask, by: tuple[int, int]) -> Mask:
     """A mask [..., h, w] moved by whole pixels, empty where it came from."""
     out = np.zeros_like(mask)
     source, target = [], []
-    for n, d in zip(mask.shape[-2:], by, strict=True):
+    for n, step in zip(mask.shape[-2:], by, strict=True):
+        d = max(-n, min(step, n))
         source.append(slice(max(-d, 0), n - max(d, 0)))
         target.append(slice(max(d, 0), n - max(-d, 0)))
     out[..., target[0], target[1]] = mask[..., source[0], source[1]]

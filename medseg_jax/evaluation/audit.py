@@ -45,6 +45,12 @@ from medseg_jax.types import Case, Geometry, Labels, UserError
 PICTURES = 40  # of the worst cases on the page
 PICTURE_SIZE = 300
 HOT = (255, 45, 85)
+HEADS = ("Case", "Wrong, expected", "Voxels", "Probably wrong", "In the label", "Missing", "Foreground")
+NOTES = (
+    "A voxel counts as probably wrong from a probability of one half on. “In the label”: the label shows a class there "
+    "that is probably not there; “missing”: the other way round. The model was trained on these labels: it may be "
+    "wrong where the labels are right, above all where many cases share an error. Look before you mend."
+)
 COLUMNS = ("case", "expected_wrong", "share", "probably_wrong", "added", "missing", "foreground", "truly_wrong")
 
 
@@ -293,15 +299,6 @@ def _picture(image: np.ndarray, label: np.ndarray, wrong: np.ndarray, geometry: 
 
 def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> str:
     clean = any("truly_wrong" in found.row for found in results)
-    heads = [
-        "Case",
-        "Wrong, expected",
-        "Voxels",
-        "Probably wrong",
-        "of these in the label",
-        "missing from it",
-        "Foreground",
-    ]
     rows = []
     largest = max((found.row["share"] for found in results), default=1) or 1
     for found in results:
@@ -312,38 +309,22 @@ def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> st
         cells += [_cell(f"{row[c]:,.0f}", row[c]) for c in COLUMNS[1:2] + COLUMNS[3:7]]
         cells += [_cell(f"{row['truly_wrong']:,}", row["truly_wrong"])] if clean else []
         rows.append(_row(*cells))
-    table = _table([*heads, *(["Truly wrong"] if clean else [])], rows, sortable=True)
+    table = _table([*HEADS, *(["Truly wrong"] if clean else [])], rows, sortable=True)
     figures = "".join(_figure(found) for found in results if found.picture)
     colors = zip(dataset.labels.names, preview.class_colors(len(dataset.labels.names)), strict=True)
     legend = "".join(f'<li><i style="background:rgb{tuple(map(int, c))}"></i>{escape(n)}</li>' for n, c in colors)
     legend += f'<li><i style="background:rgb{HOT}"></i>label probably wrong</li>'
     found = summary["average_precision"]
-    known = (
-        ""
-        if not found
-        else f"<h2>Found, where the truth is known</h2>{_pairs({k: f'{v:.3f}' for k, v in found.items()})}"
-    )
-    known += (
-        '<p class="note">Average precision for truly wrong voxels, by the error probability, and by the entropy and the '
-        "loss of the same network.</p>"
-        if found
-        else ""
-    )
-    head = (
-        '<header><p class="eyebrow">medseg_jax · Label audit</p>'
-        f"<h1>{escape(summary['dataset'])}</h1><p>{summary['cases']} training cases, the run {escape(summary['run'])}. "
-        "First the cases whose labels are probably most wrong, as a share of their foreground.</p></header>"
-    )
-    notes = (
-        "<p>A voxel counts as probably wrong from a probability of one half on. “In the label”: the label shows a "
-        "class there that is probably not there; “missing”: the other way round. The model was trained on "
-        "these labels: it may be wrong where the labels are right, above all where many cases share an error. Look before "
-        "you mend.</p>"
-    )
-    body = (
-        f'{head}<section><h2>Cases</h2>{table}{notes}</section><section>{known}<h2>Where</h2><ul class="legend">{legend}</ul>'
-        f'<div class="charts">{figures}</div></section>'
-    )
+    known = ""
+    if found:
+        known = f"""<section><h2>Where the truth is known</h2>{_pairs({k: f"{v:.3f}" for k, v in found.items()})}
+<p class="note">Average precision for truly wrong voxels, by the error probability, and by entropy and loss of the same
+network.</p></section>"""
+    body = f"""<header><p class="eyebrow">medseg_jax · Label audit</p><h1>{escape(summary["dataset"])}</h1>
+<p>{summary["cases"]} training cases, run {escape(summary["run"])}. First the cases whose labels are probably most
+wrong, as a share of their foreground.</p></header>
+<section><h2>Cases</h2>{table}<p class="note">{NOTES}</p></section>{known}
+<section><h2>Where</h2><ul class="legend">{legend}</ul><div class="charts">{figures}</div></section>"""
     return _page(f"Label audit of {summary['dataset']}", body)
 
 

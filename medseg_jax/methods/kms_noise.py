@@ -10,9 +10,9 @@ q(eta) = N(m, diag(g) K(rho) diag(g)), and the negative evidence lower bound per
     L = 1/N Σ_i { (1 - r_i) (-log p_y) + r_i / (C - 1) Σ_(k != y) (-log p_k) } + 1/N KL( q(eta) || p(eta) )
 
 with r = E_q sigmoid(eta), for any number of classes C: the two other terms of the bound cancel. A step is an E-step
-(Adam on m and g of the batch's images, the network's output held fixed) and an M-step (cross entropy with the soft target
-that r makes). Where the network disagrees with the label over a whole region, r rises there; lone voxels are held back by
-their neighbours.
+(Adam on m and g of the batch's images, the network's output held fixed) and an M-step (cross entropy with the soft
+target that r makes). Where the network disagrees with the label over a whole region, r rises there; lone voxels are
+held back by their neighbours.
 
 Classes that overlap have a field each, with C = 2. Ignored voxels have no cross entropy. The posterior lies on the
 preprocessed case; a training patch works on its window of it, which is a field of the same kind, and augmentation is

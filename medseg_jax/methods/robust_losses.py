@@ -7,8 +7,8 @@
         "smoothing"   label smoothing (Szegedy et al. 2016)
         "em"          a learned confusion matrix P(label | truth), flips independent of each other: the model of
                       `KMSNoise` without space. Rows start at .9 on the diagonal, as in Tadokoro et al. 2026
-        "t_loss"      Student's t over the errors of an image (Gonzalez-Jimenez et al. 2023), degrees of freedom learned;
-                      divided by the number of pixels
+        "t_loss"      Student's t over the errors of an image (Gonzalez-Jimenez et al. 2023), degrees of freedom
+                      learned; divided by the number of pixels
 
 Cross entropy on clean labels is the ceiling: the same config on the data set as it was before `medseg data corrupt`.
 

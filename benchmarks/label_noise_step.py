@@ -1,0 +1,99 @@
+"""How much longer a training step of KMS noise takes than one of cross entropy: same network, batch and augmentation.
+
+    python benchmarks/label_noise_step.py [--size 256] [--batch 16] [--cases 124]
+
+The steps run in turns in one process. CPU seconds are compared, which other work on the machine disturbs least, and
+wall seconds beside them; ratios are of the smallest of each. Also the memory that XLA plans for a step. Writes
+benchmarks/results/label_noise_step.json.
+"""
+
+import argparse
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from medseg_jax import Augment, KMSNoise, Labels, Optim, Robust, Stage, UNet
+from medseg_jax.data.plan import Plan
+from medseg_jax.methods.objective import Task
+from medseg_jax.training.optim import make_optimizer
+from medseg_jax.training.step import StepParts, init_state, make_step
+
+GOAL = 1.15
+
+
+def prepared(method, task: Task, batch: dict, size: int):
+    """(compiled step, state) of a method."""
+    bound = method.bind(task)
+    stage = Stage(method, augment=Augment.light(), optim=Optim())
+    params, _ = jax.eval_shape(lambda: bound.init(jax.random.key(0), batch))
+    parts = StepParts(bound, make_optimizer(stage.optim, 100, params), stage, 0.0, 0, (1.0, 1.0), (size, size))
+    state = jax.jit(lambda: init_state(parts, batch))()
+    return jax.jit(make_step(parts), donate_argnums=0).lower(state, {}, batch).compile(), state
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--cases", type=int, default=124)
+    parser.add_argument("--rounds", type=int, default=4)
+    args = parser.parse_args()
+    n, b = args.size, args.batch
+    net = UNet.isotropic(2, 16, 32, 64, 128, 256)
+    plan = Plan(
+        2, None, (n, n), b, ({"scheme": "none"},), net.strides, net.kernel_sizes, net.features, False, 10, ("a",), 1
+    )  # type: ignore[arg-type]
+    task = Task(plan, Labels.simple("a"), 1, args.cases, extent=((1, n, n),) * 2, sample_size=(n, n))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(b, n, n, 1)).astype(np.float32),
+        "label": rng.integers(0, 2, (b, n, n)).astype(np.int32),
+        "case": np.arange(b, dtype=np.int32),
+        "start": np.zeros((b, 3), np.int32),
+    }
+    sides = {
+        "cross entropy": Robust(net, loss_name="ce"),
+        "KMS noise, 3 whitened E-steps": KMSNoise(net, e_steps=3),
+        "KMS noise, 10 whitened E-steps": KMSNoise(net),
+        "KMS noise, 10 plain E-steps": KMSNoise(net, whiten=False),
+    }
+    steps = {name: list(prepared(method, task, batch, n)) for name, method in sides.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(args.rounds + 1):
+        for name, pair in steps.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            pair[1], _ = pair[0](pair[1], {}, batch)
+            jax.block_until_ready(pair[1])
+            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    best = {name: np.min(values[1:], axis=0) for name, values in seconds.items()}
+    plain = next(iter(best.values()))
+    rows = [
+        {
+            "step": name,
+            "ratio": float(cpu / plain[0]),
+            "goal": GOAL,
+            "wall ratio": float(wall / plain[1]),
+            "cpu seconds": float(cpu),
+            "temporaries MiB": steps[name][0].memory_analysis().temp_size_in_bytes / 2**20,
+        }
+        for name, (cpu, wall) in list(best.items())[1:]
+    ]
+    result = {
+        "what": "Training step of KMS noise over that of cross entropy with the same network, by CPU time",
+        "settings": {"size": n, "batch": b, "cases": args.cases, "features": net.features, "cores": os.cpu_count()},
+        "versions": {"jax": version("jax")},
+        "rows": rows,
+    }
+    path = Path(__file__).parent / "results" / "label_noise_step.json"
+    path.write_text(json.dumps(result, indent=1))
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
