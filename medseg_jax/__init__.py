@@ -21,17 +21,15 @@ _HOME = {
     "CopyPaste": "methods.bcp",
     "DSU": "methods.domain_generalisation",
     "Dataset": "data.dataset",
+    "EfficientUNet": "models.efficientnet",
     "FourierMixing": "methods.domain_generalisation",
     "Group": "config",
     "KMSNoise": "methods.kms_noise",
-    "Labels": "types",
-    "MeanTeacher": "methods.mean_teacher",
-    "MambaSea": "methods.mamba_sea",
-    "EfficientUNet": "models.efficientnet",
-    "Group": "config",
-    "KMSNoise": "methods.kms_noise",
-    "Labels": "types",
     "LabelNoise": "data.label_noise",
+    "Labels": "types",
+    "MambaSea": "methods.mamba_sea",
+    "MeanTeacher": "methods.mean_teacher",
+    "Med2DSegNet": "models.med2d_segnet",
     "Mix": "data.pipeline",
     "MixStyle": "methods.domain_generalisation",
     "Optim": "config",
@@ -43,11 +41,11 @@ _HOME = {
     "Supervised": "methods.supervised",
     "UNet": "models.unet",
     "UserError": "types",
+    "VMUNet": "models.vmunet",
     "VNet": "models.vnet",
     "WTBCP": "methods.wt_bcp",
     "WTCopyPaste": "methods.wt_bcp",
     "XNet": "models.xnet",
-    "VMUNet": "models.vmunet",
     "audit": "evaluation.audit",
     "check_dataset": "data.verify",
     "compare": "evaluation.compare",
@@ -93,6 +91,7 @@ if TYPE_CHECKING:
     from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
     from medseg_jax.models.bcp_unet import BCPUNet
     from medseg_jax.models.efficientnet import EfficientUNet
+    from medseg_jax.models.med2d_segnet import Med2DSegNet
     from medseg_jax.models.resenc import ResEncUNet
     from medseg_jax.models.unet import UNet
     from medseg_jax.models.vmunet import VMUNet

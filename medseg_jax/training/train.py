@@ -125,7 +125,7 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
 
 def open_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The data set without what the config holds out, and the view of it that the config has (fold, labelled patients)."""
+    """The data set without what the config holds out, and the view of it that the config has: fold, labelled cases."""
     whole = synthetic.open_data(config.data)
     if config.hold_out is not None:
         whole = hold_out_view(whole, config.hold_out, oracle=config.oracle)
