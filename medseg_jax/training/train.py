@@ -367,7 +367,11 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
 def compile_step(prepared: Prepared, mesh: Mesh) -> Any:
     """The jitted step: state donated, and its out_shardings pinned, so that a resumed run is the same program."""
     places = jax.tree.map(lambda s: s.sharding, prepared.state)
-    return jax.jit(make_step(prepared.parts), donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    return jax.jit(
+        sharding.within(mesh, make_step(prepared.parts)),
+        donate_argnums=0,
+        out_shardings=(places, sharding.replicated(mesh)),
+    )
 
 
 def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
@@ -376,7 +380,7 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
     prepared = prepare_stage(config, index, setting.dataset, setting.plan, setting.cache, mesh)
     steps, feed, frozen = prepared.steps, prepared.feed, prepared.frozen
     step_fn = compile_step(prepared, mesh)
-    predict_fn = jax.jit(prepared.parts.objective.predict)
+    predict_fn = jax.jit(sharding.within(mesh, prepared.parts.objective.predict))
 
     # ------------------------------------------------------------ resume
     folder = stage_folder(setting.out, index, stage.name)

@@ -232,3 +232,29 @@ for r in (None, 2) if {backend == "auto"} else (None,):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | flags
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_mesh_in_use_splits_the_rows():
+    """As in training: no argument says so, and the result is the same, also where the devices do not divide the rows."""
+    code = """
+import jax, jax.numpy as jnp, numpy as np, sys
+sys.path.insert(0, "tests/unit")
+from functools import partial
+from test_scan import on, problem
+from medseg_jax.ops.scan import selective_scan
+from medseg_jax.runtime import sharding
+mesh = sharding.make_mesh()
+assert mesh.size == 4
+for b in (4, 3):
+    arrays = on(problem(b=b, length=8, k=2, d=4, n=2, ku=1), jnp.float32)
+    scan = partial(selective_scan, reverse=(False, True))
+    split = sharding.within(mesh, lambda arrays: scan(**arrays))
+    assert "shard_map" in str(jax.make_jaxpr(split)(arrays))
+    placed = jax.device_put(arrays, sharding.replicated(mesh))
+    np.testing.assert_allclose(jax.jit(split)(placed), scan(**arrays), atol=1e-5)
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | flags
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from medseg_jax.ops.scan.choice import chosen_backend
@@ -59,7 +59,8 @@ def selective_scan(
         chunk: steps between the states kept for the backward pass (every backend has a default that suits it).
         mesh: with `rows` and/or `channels`, run one scan per device of this mesh (kernels cannot be split by the
             compiler): `rows` names the axes that split b, `channels` the axis that splits d within each group; the
-            gradients of B and C are then summed over it.
+            gradients of B and C are then summed over it. Without them, the mesh in use, as training sets it
+            (`runtime.sharding.within`), splits b over all its devices if they divide it; else each device does all.
 
     Returns:
         y [b, l, c] in u's dtype.
@@ -74,10 +75,13 @@ def selective_scan(
         raise ValueError(f"chunk is the number of steps between kept states, at least 1, not {chunk}")
     scan = functools.partial(_auto if backend == "auto" else _one_device, flags=flags, backend=backend, chunk=chunk)
 
+    ambient = jax.sharding.get_abstract_mesh()
     if rows is not None or channels is not None:
         if mesh is None:
             raise ValueError("rows and channels name axes of a mesh: pass mesh=")
         scan = _sharded(scan, par, mesh, rows, channels)
+    elif ambient.size > 1 and all(kind == AxisType.Auto for kind in ambient.axis_types):
+        scan = _sharded(scan, par, ambient, None if len(u) % ambient.size else ambient.axis_names, None)
     y = scan(seq, par)
     return y.reshape(*y.shape[:2], -1)
 
@@ -127,7 +131,7 @@ def _groups(seq: Sequences, par: Parameters, groups: list[int]) -> tuple[Sequenc
     return part, jax.tree.map(lambda p: pick(p, 0, groups), par)
 
 
-def _sharded(scan, par: Parameters, mesh: Mesh, rows, channels):
+def _sharded(scan, par: Parameters, mesh: Mesh | AbstractMesh, rows, channels):
     """One scan a device. What an axis does not split is summed over it in the backward pass: dB and dC over
     `channels`, the parameters' gradients over `rows`."""
     spec = PartitionSpec
