@@ -14,8 +14,8 @@ with r = E_q sigmoid(eta), for any number of classes C: the two other terms of t
 target that r makes). Where the network disagrees with the label over a whole region, r rises there; lone voxels are
 held back by their neighbours.
 
-With C > 2 the bound is loose: q spreads a doubted label evenly over the other classes, so one improbable class outweighs
-the probable one, and labels are doubted too little. With C = 2 it is sound.
+With C > 2 the bound is loose: q spreads a doubted label evenly over the other classes, so that one improbable class
+outweighs the probable one, and labels are doubted too little. With C = 2 it is sound.
 
 Classes that overlap have a field each, with C = 2. Ignored voxels have no cross entropy. The posterior lies on the
 preprocessed case; a training patch works on its window of it, which is a field of the same kind, and augmentation is
