@@ -197,7 +197,7 @@ class KMSNoise(Objective):
         if self.learn_rho:
             divergence = kms.kl(posterior.m, posterior.g, *prior, dim=dim)  # [b, f]
             loss += jnp.where(started, divergence.mean() / math.prod(self.store.window_shape), 0)
-            metrics["rho"] = prior.rho
+            metrics["rho"] = jnp.asarray(prior.rho)
 
         for name, value in zip(("m", "raw"), posterior, strict=True):
             rows[name] = self.store.put(rows[name], value, corner)
@@ -217,7 +217,7 @@ class KMSNoise(Objective):
 
     def flip(self, posterior: Posterior, key: Array | None = None) -> Array:
         """E_q[sigmoid(eta)], the probability that the label of a voxel is wrong, [b, f, *s]; `key` is for a sample."""
-        noise = None if self.nodes else jax.random.normal(key, posterior.m.shape, posterior.m.dtype)
+        noise = None if self.nodes or key is None else jax.random.normal(key, posterior.m.shape, posterior.m.dtype)
         deviation = posterior.g if self.variance == "as_written" else jnp.sqrt(posterior.g)
         return expected_flip(posterior.m, deviation, self.nodes, noise)
 
