@@ -296,7 +296,7 @@ def _whu_plane(
     mask: Mask, donors: Sequence[Mask], drop: float, add: float, border: float, rng: np.random.Generator
 ) -> tuple[Mask, int, int]:
     """A plane, how many objects were dropped, and how many were to be added."""
-    found, count = ndimage.label(mask, EIGHT)
+    found, count = _objects(mask)
     noisy, dropped = np.zeros(mask.shape, bool), 0
     for number in range(1, count + 1):
         thing = found == number
@@ -311,8 +311,14 @@ def _whu_plane(
     added = int((rng.random(count + 1) < add).sum()) if donors else 0
     areas = ndimage.sum_labels(mask, found, range(1, count + 1)) if count else np.array([UNKNOWN_AREA])
     for _ in range(added):
-        _paste(noisy, mask, donors[rng.integers(len(donors))], float(rng.choice(areas)), rng)
+        _paste(noisy, mask, donors[int(rng.integers(len(donors)))], float(rng.choice(areas)), rng)
     return noisy, dropped, added
+
+
+def _objects(mask: Mask) -> tuple[np.ndarray, int]:
+    """Objects numbered from 1, neighbours across corners joined, and how many."""
+    found: Any = ndimage.label(mask, EIGHT)
+    return found[0], int(found[1])
 
 
 def morphology(mask: Mask, change: str, kernel: int, times: int) -> Mask:
@@ -362,7 +368,7 @@ def _cubic(old: int, new: int) -> np.ndarray:
 
 def _paste(noisy: Mask, clean: Mask, donor: Mask, area: float, rng: np.random.Generator) -> None:
     """Puts one object of another case, `area` pixels large, where no true object is; as a whole box, as published."""
-    found, count = ndimage.label(donor, EIGHT)
+    found, count = _objects(donor)
     thing = crop_resize(found == rng.integers(1, count + 1))
     scale = math.sqrt(area / thing.sum())
     thing = resize(thing, [max(1, int(n * scale)) for n in thing.shape])

@@ -51,7 +51,16 @@ NOTES = (
     "that is probably not there; “missing”: the other way round. The model was trained on these labels: it may be "
     "wrong where the labels are right, above all where many cases share an error. Look before you mend."
 )
-COLUMNS = ("case", "expected_wrong", "share", "probably_wrong", "added", "missing", "foreground", "truly_wrong")
+COLUMNS: tuple[str, ...] = (
+    "case",
+    "expected_wrong",
+    "share",
+    "probably_wrong",
+    "added",
+    "missing",
+    "foreground",
+    "truly_wrong",
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ with r = E_q sigmoid(eta), for any number of classes C: the two other terms of t
 target that r makes). Where the network disagrees with the label over a whole region, r rises there; lone voxels are
 held back by their neighbours.
 
+With C > 2 the bound is loose: q spreads a doubted label evenly over the other classes, so that one improbable class
+outweighs the probable one, and labels are doubted too little. With C = 2 it is sound.
+
 Classes that overlap have a field each, with C = 2. Ignored voxels have no cross entropy. The posterior lies on the
 preprocessed case; a training patch works on its window of it, which is a field of the same kind, and augmentation is
 undone voxel by voxel (the log-probabilities of the patch are averaged over the voxels that they came from), so any
@@ -194,7 +197,7 @@ class KMSNoise(Objective):
         if self.learn_rho:
             divergence = kms.kl(posterior.m, posterior.g, *prior, dim=dim)  # [b, f]
             loss += jnp.where(started, divergence.mean() / math.prod(self.store.window_shape), 0)
-            metrics["rho"] = prior.rho
+            metrics["rho"] = jnp.asarray(prior.rho)
 
         for name, value in zip(("m", "raw"), posterior, strict=True):
             rows[name] = self.store.put(rows[name], value, corner)
@@ -214,7 +217,7 @@ class KMSNoise(Objective):
 
     def flip(self, posterior: Posterior, key: Array | None = None) -> Array:
         """E_q[sigmoid(eta)], the probability that the label of a voxel is wrong, [b, f, *s]; `key` is for a sample."""
-        noise = None if self.nodes else jax.random.normal(key, posterior.m.shape, posterior.m.dtype)
+        noise = None if self.nodes or key is None else jax.random.normal(key, posterior.m.shape, posterior.m.dtype)
         deviation = posterior.g if self.variance == "as_written" else jnp.sqrt(posterior.g)
         return expected_flip(posterior.m, deviation, self.nodes, noise)
 

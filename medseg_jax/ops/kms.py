@@ -18,6 +18,7 @@ Spatially Correlated Distributions".
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def correlate(z: Field, rho: Scalar, dim: int) -> Field:
     return z
 
 
-def cholesky(n: int, rho: Scalar, dtype: jnp.dtype | type = jnp.float32) -> Float[Array, "n n"]:
+def cholesky(n: int, rho: Scalar, dtype: Any = jnp.float32) -> Float[Array, "n n"]:
     """L of one axis: L_i0 = rho^i, L_ij = sqrt(1 - rho^2) rho^(i - j) for 1 <= j <= i."""
     lag = np.subtract.outer(np.arange(n), np.arange(n))
     powers = jnp.where(lag >= 0, jnp.asarray(rho, dtype) ** np.maximum(lag, 0), 0)
@@ -76,7 +77,7 @@ def trace(g: Field, rho: Scalar, rho_g: Scalar, dim: int) -> Array:
     return (g * x).sum(tuple(range(-dim, 0)))
 
 
-def log_determinant(shape: Sequence[int], rho: Scalar, dtype: jnp.dtype | type = jnp.float32) -> Array:
+def log_determinant(shape: Sequence[int], rho: Scalar, dtype: Any = jnp.float32) -> Array:
     """log det K of a grid of this shape."""
     size = math.prod(shape)
     return sum(size // n * (n - 1) for n in shape) * jnp.log1p(-jnp.square(jnp.asarray(rho, dtype)))
