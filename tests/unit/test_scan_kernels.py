@@ -235,7 +235,7 @@ for r in (None, 2) if {backend == "auto"} else (None,):
 
 
 def test_the_mesh_in_use_splits_the_rows():
-    """As in training: no argument says so, and the result is the same, also where the devices do not divide the rows."""
+    """As in training: no argument says so; the result is the same, also where the devices do not divide the rows."""
     code = """
 import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, "tests/unit")
