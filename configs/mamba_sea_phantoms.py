@@ -1,6 +1,6 @@
-"""Smoke: Mamba-Sea on synthetic pictures of three sites, under a minute on two cores.
+"""Mamba-Sea on synthetic pictures of three sites. Not measured yet, hence no smoke config with a golden number.
 
-medseg train configs/smoke/mamba_sea.py --hold-out site2 --out runs/smoke_mamba_sea
+medseg train configs/mamba_sea_phantoms.py --hold-out site2 --out runs/mamba_sea_phantoms
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet
