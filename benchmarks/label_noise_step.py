@@ -13,6 +13,7 @@ import os
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from medseg_jax.training.step import StepParts, init_state, make_step
 GOAL = 1.15
 
 
-def prepared(method, task: Task, batch: dict, size: int):
+def prepared(method: Any, task: Task, batch: dict, size: int) -> tuple[Any, Any]:
     """(compiled step, state) of a method."""
     bound = method.bind(task)
     stage = Stage(method, augment=Augment.light(), optim=Optim())
@@ -45,11 +46,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
     n, b = args.size, args.batch
-    net = UNet.isotropic(2, 16, 32, 64, 128, 256)
+    net: Any = UNet.isotropic(2, 16, 32, 64, 128, 256)
     plan = Plan(
         2, None, (n, n), b, ({"scheme": "none"},), net.strides, net.kernel_sizes, net.features, False, 10, ("a",), 1
     )  # type: ignore[arg-type]
-    task = Task(plan, Labels.simple("a"), 1, args.cases, extent=((1, n, n),) * 2, sample_size=(n, n))
+    task = Task(plan, Labels.simple("a"), 1, args.cases, extent=((1, n, n), (1, n, n)), sample_size=(n, n))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.normal(size=(b, n, n, 1)).astype(np.float32),

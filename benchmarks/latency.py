@@ -72,7 +72,8 @@ def run(peer: race.Peer, name: str, case: tuple[int, int], repetitions: int, fol
         lambda: peer("predict", image=files["image"]),
         repetitions,
     )
-    gflops = compiled.cost_analysis()["flops"] / count / 1e9
+    cost: Any = compiled.cost_analysis()
+    gflops = cost["flops"] / count / 1e9
     return {"name": name, "goal": 1.0, "parameters": parameters, "gflops_an_image": gflops, **times}
 
 
