@@ -15,7 +15,7 @@ target that r makes). Where the network disagrees with the label over a whole re
 held back by their neighbours.
 
 With C > 2 the bound is loose: q spreads a doubted label evenly over the other classes, so that one improbable class
-outweighs the probable one, and labels are doubted too little. With C = 2 it is sound.
+outweighs the probable one, and labels may be doubted too little. With C = 2 this does not arise.
 
 Classes that overlap have a field each, with C = 2. Ignored voxels have no cross entropy. The posterior lies on the
 preprocessed case; a training patch works on its window of it, which is a field of the same kind, and augmentation is
