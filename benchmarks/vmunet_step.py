@@ -2,7 +2,7 @@
 
     python benchmarks/vmunet_step.py --peers PYTHON [--quick] [--only WORDS] [--repetitions 3]
 
-The peer (peers/vmunet.py) makes the weights, which we load through convert/vmunet.py. Before anything is timed, the
+The peer (peers/vmunet.py) makes the weights, which we load through weights/vmunet.py. Before anything is timed, the
 losses of the first steps must agree. The peer needs about 9 GB. DropPath is off on both sides.
 """
 
@@ -29,9 +29,9 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
     import jax
     import optax
 
-    from medseg_jax.convert import load, read_weights
     from medseg_jax.methods.objective import Fn
     from medseg_jax.models.vmunet import VMUNet
+    from medseg_jax.weights import load, read_weights
 
     dim, size, side, goal = case
     random = np.random.default_rng(0)

@@ -24,8 +24,6 @@ from jax.sharding import Mesh
 
 from medseg_jax import config as configs
 from medseg_jax.config import Config, Stage
-from medseg_jax.convert import load as load_weights
-from medseg_jax.convert import read_weights, weight_file
 from medseg_jax.data import pipeline, synthetic
 from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
@@ -44,6 +42,8 @@ from medseg_jax.training.optim import make_optimizer, schedule
 from medseg_jax.training.step import State, StepParts, init_state, make_step, prediction_weights
 from medseg_jax.training.validate import validate
 from medseg_jax.types import Batch, UserError
+from medseg_jax.weights import load as load_weights
+from medseg_jax.weights import read_weights, weight_file
 
 FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "workers", "cache", "tensorboard", "max_bad_steps")
 """Fields of Config that may differ when a run is resumed: they change no number."""

@@ -9,13 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from medseg_jax import Config, Optim, Stage, UserError, train
-from medseg_jax.convert import KeyMap, Rule
-from medseg_jax.convert import weights as convert
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.models.unet import UNet
 from medseg_jax.runtime.checkpoint import file_sha256, restore_tree
 from medseg_jax.runtime.sharding import path_name
 from medseg_jax.training.check import dry_run
+from medseg_jax.weights import KeyMap, Rule, mapping
 
 SMALL = Supervised(UNet.isotropic(2, 4, 8))
 
@@ -23,8 +22,8 @@ SMALL = Supervised(UNet.isotropic(2, 4, 8))
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
-    mapping = KeyMap("a U-Net of two scales", rules=(Rule(r"(.*)", r"\1"),), may_stay=(r".*",))
-    monkeypatch.setattr(convert, "key_map", lambda net: mapping)
+    found = KeyMap("a U-Net of two scales", rules=(Rule(r"(.*)", r"\1"),), may_stay=(r".*",))
+    monkeypatch.setattr(mapping, "key_map", lambda net: found)
     stage = Stage(SMALL, steps=1, optim=Optim(lr=1e-30, weight_decay=0))
     return Config(data="phantoms2d", stages=(stage,), pretrained=str(tmp_path / "w.safetensors"), validate_every=1)
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medseg_jax.convert import load
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.efficientnet import EfficientUNet
+from medseg_jax.weights import load
 
 
 @pytest.mark.parametrize("double", [True, False])

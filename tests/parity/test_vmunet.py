@@ -1,6 +1,6 @@
 """VM-UNet against the authors' code (golden/mamba_sea): patch operations, a VSS block, the network; gradients too.
 
-Weights are made from the reference's names and shapes and come in through `convert/vmunet.py`.
+Weights are made from the reference's names and shapes and come in through `weights/vmunet.py`.
 """
 
 import importlib.util
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medseg_jax.convert import KeyMap, load
-from medseg_jax.convert.vmunet import RULES
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.vmunet import VM_UNET, DecoderStage, EncoderStage, PatchExpand, PatchMerging, VSSBlock
+from medseg_jax.weights import KeyMap, load
+from medseg_jax.weights.vmunet import RULES
 
 BLOCK = KeyMap("one block", RULES)
 AT = "layers.0.blocks.0."

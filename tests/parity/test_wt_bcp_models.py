@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from medseg_jax.convert import load
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.bcp_unet import BCPUNet
 from medseg_jax.models.vnet import VNet
 from medseg_jax.models.xnet import XNET_2D, XNET_3D
+from medseg_jax.weights import load
 
 
 @pytest.fixture(scope="module")

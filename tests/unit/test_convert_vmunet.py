@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from medseg_jax.convert import load
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.vmunet import VM_UNET, VMUNet
 from medseg_jax.types import UserError
+from medseg_jax.weights import load
 
 NARROW = replace(VM_UNET, features=(4, 8, 12, 16), states=2)
 

@@ -33,14 +33,17 @@ def test_everything_equals_the_dense_matrices(shape, rho, rho_g, seed):
     inverse = np.linalg.inv(sigma)
     d = (m - mu).ravel()
     kl = np.trace(inverse @ gamma) + d @ inverse @ d - n + np.linalg.slogdet(sigma)[1] - np.linalg.slogdet(gamma)[1]
+
+    def close(found, expected):  # of the largest value: at rho = .99 the matrices have condition numbers of 1e9
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8 * max(1, np.abs(expected).max()))
+
     with jax.enable_x64(True):
-        close = dict(rtol=1e-8, atol=1e-8)
-        np.testing.assert_allclose(kms.kl(m, jnp.asarray(g), mu, s, rho, rho_g, dim), kl / 2, **close)
+        close(kms.kl(m, jnp.asarray(g), mu, s, rho, rho_g, dim), kl / 2)
         inverted = np.linalg.solve(prior, z.ravel()).reshape(shape)
-        np.testing.assert_allclose(kms.precision_times(jnp.asarray(z), rho, dim), inverted, **close)
+        close(kms.precision_times(jnp.asarray(z), rho, dim), inverted)
         sample = (np.linalg.cholesky(prior) @ z.ravel()).reshape(shape)
-        np.testing.assert_allclose(kms.correlate(jnp.asarray(z), rho, dim), sample, **close)
-        np.testing.assert_allclose(kms.whiten(jnp.asarray(sample), rho, dim), z, **close)
+        close(kms.correlate(jnp.asarray(z), rho, dim), sample)
+        close(kms.whiten(jnp.asarray(sample), rho, dim), z)
 
 
 @settings(max_examples=10, deadline=None)

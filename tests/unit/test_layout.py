@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "medseg_jax"
 ROOMS = [
-    *("types", "paths", "ops", "losses", "data", "models", "methods", "config", "convert", "runtime"),
+    *("types", "paths", "ops", "losses", "data", "models", "methods", "config", "weights", "runtime"),
     *("inference", "evaluation", "training", "cli"),
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

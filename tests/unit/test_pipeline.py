@@ -96,6 +96,7 @@ def test_fields_shapes_and_meaning(data):
         "label": ((4, 10, 12, 9), "int32"),
         "case": ((4,), "int32"),
         "domain": ((4,), "int32"),
+        "start": ((4, 3), "int32"),
         "unlabelled": ((2, 10, 12, 9, 1), "float32"),
         "unlabelled_case": ((2,), "int32"),
         "unlabelled_domain": ((2,), "int32"),

@@ -218,7 +218,7 @@ def test_round_trip(tmp_path):
     ):
         plan.save(tmp_path / "plan.json")
         assert Plan.load(tmp_path / "plan.json") == plan
-        required = {f.name for f in dataclasses.fields(Plan)} - {"reasons", "working_size", "in_channels"}
+        required = {f.name for f in dataclasses.fields(Plan)} - {"reasons", "working_size", "in_channels", "neighbours"}
         assert required <= set(plan.reasons) | {"working_size"}
 
 

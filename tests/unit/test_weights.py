@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from medseg_jax.convert import KeyMap, Rule, key_map, load, read_weights, without_prefix
-from medseg_jax.convert.torch_file import read_torch
 from medseg_jax.models.unet import UNet
 from medseg_jax.types import UserError
+from medseg_jax.weights import KeyMap, Rule, key_map, load, read_weights, without_prefix
+from medseg_jax.weights.torch_file import read_torch
 
 FILES = Path(__file__).parent / "files"
 """torch_zip.pth and torch_stream.pth, which PyTorch 2.13 wrote in two formats: {"model": an OrderedDict with a view,

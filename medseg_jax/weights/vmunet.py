@@ -16,9 +16,9 @@ Spec: mamba_sea sections 1.6 and 1.7.
 import re
 from functools import partial
 
-from medseg_jax.convert.weights import KeyMap, Layout, Rule, Tensors, without_prefix
 from medseg_jax.models.vmunet import VMUNet
 from medseg_jax.types import UserError
+from medseg_jax.weights.mapping import KeyMap, Layout, Rule, Tensors, without_prefix
 
 BLOCK: tuple[tuple[str, str, Layout], ...] = (
     ("ln_1.weight", "norm/scale", "keep"),

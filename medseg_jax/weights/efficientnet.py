@@ -7,8 +7,8 @@ decoder as it is. The stem wants three input channels.
 
 import re
 
-from medseg_jax.convert.weights import KeyMap, Rule, Tensors
 from medseg_jax.models.efficientnet import EfficientUNet, Variant, stages
+from medseg_jax.weights.mapping import KeyMap, Rule, Tensors
 
 NORM = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
 IGNORE = (r".*num_batches_tracked", r"encoder\._conv_head\..*", r"encoder\._bn1\..*", r"encoder\._fc\..*")

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from medseg_jax.convert.bcp_unet import UNUSED
-from medseg_jax.convert.blocks import block_rules, conv_rules, norm_rules
-from medseg_jax.convert.weights import KeyMap, Rule
 from medseg_jax.models.vnet import DOWN, UP, VNet
+from medseg_jax.weights.bcp_unet import UNUSED
+from medseg_jax.weights.blocks import block_rules, conv_rules, norm_rules
+from medseg_jax.weights.mapping import KeyMap, Rule
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from medseg_jax.convert.blocks import block_rules, conv_rules
-from medseg_jax.convert.weights import KeyMap, Rule
 from medseg_jax.models.bcp_unet import DROPOUT, BCPUNet
+from medseg_jax.weights.blocks import block_rules, conv_rules
+from medseg_jax.weights.mapping import KeyMap, Rule
 
 UNUSED = (r".*\.num_batches_tracked", r"(projection|prediction)_head\..*", r"contrastive_class_selector_.*")
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from medseg_jax.convert.blocks import block_rules, conv_rules
-from medseg_jax.convert.weights import KeyMap, Rule
 from medseg_jax.models.xnet import LEVELS, XNet
+from medseg_jax.weights.blocks import block_rules, conv_rules
+from medseg_jax.weights.mapping import KeyMap, Rule
 
 BRANCHES = {"M": "main", "L": "low", "H": "high"}
 PARTNERS = ("H", "H", "L", "L")

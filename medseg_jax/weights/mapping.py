@@ -4,7 +4,7 @@
     loaded = load(net, params, stats, tensors)
 
 What a name of the file means in our network says a `KeyMap`; for a network of `models/<file>.py` it is made by
-`key_map(net)` in `convert/<file>.py`.
+`key_map(net)` in `weights/<file>.py`.
 """
 
 import importlib
@@ -20,10 +20,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from medseg_jax.convert.torch_file import read_torch
 from medseg_jax.methods.objective import Tree
 from medseg_jax.models.network import Network
 from medseg_jax.types import UserError
+from medseg_jax.weights.torch_file import read_torch
 
 type Tensors = dict[str, np.ndarray]
 type Layout = Literal["keep", "linear", "conv", "conv_transpose"] | Callable[[np.ndarray], np.ndarray]
@@ -157,11 +157,11 @@ def key_map(net: Network) -> KeyMap:
     Raises:
         UserError: no published weights are known for it.
     """
-    name = f"medseg_jax.convert.{type(net).__module__.rpartition('.')[2]}"
+    name = f"medseg_jax.weights.{type(net).__module__.rpartition('.')[2]}"
     if importlib.util.find_spec(name) is None:
         raise UserError(
             f"No published weights are known for {type(net).__name__}",
-            remedy="leave Config.pretrained out, or choose a network that has a file in medseg_jax/convert",
+            remedy="leave Config.pretrained out, or choose a network that has a file in medseg_jax/weights",
         )
     return importlib.import_module(name).key_map(net)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from medseg_jax.convert.weights import Layout, Rule
+from medseg_jax.weights.mapping import Layout, Rule
 
 
 def conv_rules(theirs: str, ours: str, layout: Layout = "conv") -> Iterator[Rule]:
