@@ -47,7 +47,7 @@ def loss(method, params, aux, data, key=1):
     ("net", "mode"),
     [
         (U_NET, "as_run"),
-        (VM_UNET, "paper"),
+        pytest.param(VM_UNET, "paper", marks=pytest.mark.slow),
         pytest.param(VM_UNET, "as_run", marks=pytest.mark.slow),
         pytest.param(U_NET, "head", marks=pytest.mark.slow),
         pytest.param(VM_UNET, "off", marks=pytest.mark.slow),

@@ -14,7 +14,7 @@ from medseg_jax.models.efficientnet import EfficientUNet
 from medseg_jax.weights import load
 
 
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("double", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_unet_effb0(golden, double):
     arrays, meta = golden_files.read(golden / "kms_noise" / "unet_effb0.npz")
     recipe = golden_files.load(golden)

@@ -19,15 +19,14 @@ from medseg_jax.training.train import train
 from medseg_jax.types import UserError
 
 SPY = """
-import sys
-seen = open(sys.argv[1], "w")
+import os, sys
+seen = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def spy(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)):
-        seen.write(f"{args[0]}\\n")
+        os.write(seen, f"{args[0]}\\n".encode(errors="backslashreplace"))  # whole lines, from whichever thread
 sys.addaudithook(spy)
 from medseg_jax.cli import main
 code = main(sys.argv[2:])
-seen.flush()
 sys.exit(code)
 """
 
