@@ -66,7 +66,7 @@ def compiled(args: argparse.Namespace) -> dict[str, Any]:
         "domain": jax.ShapeDtypeStruct((args.batch,), jnp.int32),
     }
     params, _ = jax.eval_shape(lambda: bound.init(jax.random.key(0), batch))
-    parts = StepParts(bound, make_optimizer(stage.optim, 1000, params), stage, 0.0, 0, (1.0,) * len(size), size)
+    parts = StepParts(bound, make_optimizer(stage.optim, 1000, params), stage, 0.0, (1.0,) * len(size), size)
     state = jax.eval_shape(lambda: init_state(parts, batch))
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[args.target]).devices[0]
     place = SingleDeviceSharding(device)

@@ -32,7 +32,7 @@ def prepared(method: Any, task: Task, batch: dict, size: int) -> tuple[Any, Any]
     bound = method.bind(task)
     stage = Stage(method, augment=Augment.light(), optim=Optim())
     params, _ = jax.eval_shape(lambda: bound.init(jax.random.key(0), batch))
-    parts = StepParts(bound, make_optimizer(stage.optim, 100, params), stage, 0.0, 0, (1.0, 1.0), (size, size))
+    parts = StepParts(bound, make_optimizer(stage.optim, 100, params), stage, 0.0, (1.0, 1.0), (size, size))
     state = jax.jit(lambda: init_state(parts, batch))()
     return jax.jit(make_step(parts), donate_argnums=0).lower(state, {}, batch).compile(), state
 

@@ -1,8 +1,9 @@
 """The training step: one pure function from (state, frozen, batch) to (state, metrics), for every method.
 
-The state is a plain dict {"step", "bad", "params", "aux", "opt"[, "ema"]}. All randomness is fold_in(seed, step), so a
-checkpoint holds no random state. A step whose loss, gradient or new state is not finite leaves everything but the
-counters as it was: no NaN enters weights, teacher, queue, posterior or optimiser.
+The state is a plain dict {"seed", "step", "bad", "params", "aux", "opt"[, "ema"]}. All randomness is fold_in(seed,
+step), so a checkpoint holds no random state; the seed is data, so that every seed runs the same compiled program. A
+step whose loss, gradient or new state is not finite leaves everything but the counters as it was: no NaN enters
+weights, teacher, queue, posterior or optimiser.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +32,6 @@ class StepParts:
         optimizer: gradient transformation.
         stage: for augmentation and accumulation.
         ema: decay of the moving average of the weights, 0 = none.
-        seed: of initialisation, augmentation and dropout.
         spacing: of the patches, one an axis, in mm or pixels.
         patch_size: of the patches, one an axis.
     """
@@ -40,15 +40,16 @@ class StepParts:
     optimizer: optax.GradientTransformation
     stage: Stage
     ema: float
-    seed: int
     spacing: tuple[float, ...]
     patch_size: tuple[int, ...]
 
 
-def init_state(parts: StepParts, batch: Batch) -> State:
-    """State at step 0: from the seed alone."""
-    params, aux = parts.objective.init(jax.random.key(parts.seed), batch)
+def init_state(parts: StepParts, batch: Batch, seed: int | Array = 0) -> State:
+    """State at step 0; `seed` (32 bits) is that of initialisation, augmentation and dropout."""
+    seed = jnp.asarray(seed, jnp.uint32)
+    params, aux = parts.objective.init(jax.random.key(seed), batch)
     state = {
+        "seed": seed,
         "step": jnp.zeros((), jnp.int32),
         "bad": jnp.zeros((), jnp.int32),
         "params": params,
@@ -70,7 +71,7 @@ def make_step(parts: StepParts) -> Callable[[State, Tree, Batch], tuple[State, M
     objective = parts.objective
 
     def step(state: State, frozen: Tree, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(parts.seed), state["step"] + 1)
+        key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"] + 1)
         augment_key, loss_key = jax.random.split(key)
         if objective.tracks_voxels:
             batch = {**batch, "voxel": number_voxels(batch["label"].shape)}
@@ -85,7 +86,7 @@ def make_step(parts: StepParts) -> Callable[[State, Tree, Batch], tuple[State, M
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(new)
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, {k: state[k] for k in new})
-        new |= {"step": state["step"] + 1, "bad": jnp.where(good, 0, state["bad"] + 1)}
+        new |= {"seed": state["seed"], "step": state["step"] + 1, "bad": jnp.where(good, 0, state["bad"] + 1)}
         return new, {"loss": loss, "grad_norm": norm, "bad": new["bad"], **metrics}
 
     return step
@@ -116,4 +117,6 @@ def _gradients(objective: Objective, state: State, frozen: Tree, batch: Batch, k
 
 def _all_finite(tree: Tree) -> Array:
     leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack(leaves).all() if leaves else jnp.bool_(True)
+    # Without the barrier XLA on the CPU computes this anew in each of the hundreds of selections that it decides: with
+    # 700 tensors a step then takes minutes.
+    return jax.lax.optimization_barrier(jnp.stack(leaves).all()) if leaves else jnp.bool_(True)

@@ -318,7 +318,9 @@ class Prepared:
         steps: optimiser steps.
         feed: keyword arguments of `pipeline.stream` and `pipeline.batch_at`.
         first: this process's rows of the batch of step 0.
-        make_state: () -> state at step 0.
+        make_state: (batch, seed) -> state at step 0.
+        start: what make_state wants: the first batch of all processes, so that all start from the same state also where
+            a method looks at its values; and the seed.
         state: abstract state, each leaf with its sharding.
         frozen: what is read but not trained, on the devices.
     """
@@ -327,7 +329,8 @@ class Prepared:
     steps: int
     feed: dict[str, Any]
     first: Batch
-    make_state: Callable[[], State]
+    make_state: Callable[[Batch, int], State]
+    start: tuple[Batch, int]
     state: Any
     frozen: Any
 
@@ -353,15 +356,15 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     check_batch(objective, first)
     params, _ = jax.eval_shape(lambda b: objective.init(jax.random.key(0), b), first)
     optimizer = make_optimizer(stage.optim, steps, params)
-    parts = StepParts(objective, optimizer, stage, config.ema, feed["seed"], spacing, plan.patch_size)
-    # All processes start from the same state, also where a method looks at the batch's values.
+    parts = StepParts(objective, optimizer, stage, config.ema, spacing, plan.patch_size)
     whole: dict[str, Any] = {**feed, "process": (0, 1)}
-    make_state = partial(init_state, parts, pipeline.batch_at(step=0, **whole))
-    abstract = jax.eval_shape(make_state)
+    start = pipeline.batch_at(step=0, **whole), feed["seed"]
+    make_state = partial(init_state, parts)
+    abstract = jax.eval_shape(make_state, *start)
     places = sharding.state_shardings(abstract, config.rules, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
     frozen = jax.device_put(objective.frozen(), sharding.replicated(mesh))
-    return Prepared(parts, steps, feed, first, make_state, state, frozen)
+    return Prepared(parts, steps, feed, first, make_state, start, state, frozen)
 
 
 def compile_step(prepared: Prepared, mesh: Mesh) -> Any:
@@ -388,7 +391,7 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
     found = last.restore(prepared.state)
     if found is None:
         places = jax.tree.map(lambda s: s.sharding, prepared.state)
-        state: State = jax.jit(prepared.make_state, out_shardings=places)()
+        state: State = jax.jit(prepared.make_state, out_shardings=places)(*prepared.start)
         if previous is not None:
             state = jax.device_put(transfer(state, previous), places)
         elif config.pretrained:

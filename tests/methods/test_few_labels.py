@@ -59,7 +59,7 @@ def batch(rows=4, dim=2, values=3, **changes):
 
 def parts(objective):
     stage = Stage(objective, augment=Augment.none())
-    return StepParts(objective, optax.sgd(0.1), stage, 0.0, 0, (1.0,) * objective.task.plan.dim, (16, 16))
+    return StepParts(objective, optax.sgd(0.1), stage, 0.0, (1.0,) * objective.task.plan.dim, (16, 16))
 
 
 def assert_equal(one, other):

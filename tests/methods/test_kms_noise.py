@@ -46,7 +46,7 @@ def batch(labels_map, case=(0, 1), start=(0, 0, 0)):
 
 def parts(method, augmentation=None):
     stage = Stage(method, augment=augmentation or Augment.none(), optim=Optim())
-    return StepParts(method, optax.sgd(1e-2), stage, 0.0, 0, (1.0, 1.0), (16, 16))
+    return StepParts(method, optax.sgd(1e-2), stage, 0.0, (1.0, 1.0), (16, 16))
 
 
 # ------------------------------------------------------------------------------------------------------------ inference

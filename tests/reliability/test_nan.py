@@ -36,7 +36,7 @@ class Linear(Objective):
 
 def parts(accumulate=1, optimizer=None):
     stage = Stage(Linear(), augment=Augment.none(), optim=Optim(accumulate=accumulate))
-    return StepParts(Linear(), optimizer or optax.adamw(0.1), stage, 0.9, 0, (1.0, 1.0), (2, 2))
+    return StepParts(Linear(), optimizer or optax.adamw(0.1), stage, 0.9, (1.0, 1.0), (2, 2))
 
 
 def batch(**changes):

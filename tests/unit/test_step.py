@@ -31,7 +31,7 @@ class Toy(Objective):
 
 def parts(accumulate=1, ema=0.0):
     stage = Stage(Toy(), augment=Augment.none(), optim=Optim(accumulate=accumulate))
-    return StepParts(Toy(), optax.sgd(1.0), stage, ema, 0, (1.0, 1.0), (2, 2))
+    return StepParts(Toy(), optax.sgd(1.0), stage, ema, (1.0, 1.0), (2, 2))
 
 
 def batch(rows=(1.0, 1.0, 3.0, 3.0)):
@@ -83,3 +83,37 @@ def test_the_key_is_a_function_of_seed_and_step():
     _, again = step(init_state(p, batch()), {}, batch())
     assert first["noise"] == again["noise"]
     assert first["noise"] != second["noise"]
+
+
+@dataclass(frozen=True)
+class Many(Objective):
+    """As many weights as a deep network has tensors."""
+
+    count: int = 0
+
+    def init(self, key, batch):
+        return {f"w{i}": jnp.ones((2,)) for i in range(self.count)}, {}
+
+    def loss(self, params, aux, frozen, batch, key):
+        return jnp.stack([w.sum() for w in params.values()]).sum() * batch["image"].mean(), (aux, {})
+
+    def predict(self, params, aux, frozen, image):
+        return image
+
+
+def test_the_compiled_step_grows_linearly_with_the_number_of_weights():
+    """The check for finite values is computed once, not in each of the selections that depend on it."""
+
+    def instructions(count):
+        p = StepParts(Many(count), optax.adam(1.0), parts().stage, 0.0, (1.0, 1.0), (2, 2))
+        state = jax.eval_shape(lambda: init_state(p, batch()))
+        return (jax.jit(make_step(p)).lower(state, {}, batch()).compile().as_text() or "").count("\n")
+
+    assert instructions(40) < 2.5 * instructions(20)
+
+
+def test_the_seed_is_data_of_one_program():
+    p = parts()
+    step = jax.jit(make_step(p)).lower(init_state(p, batch()), {}, batch()).compile()
+    first, second, again = (step(init_state(p, batch(), s), {}, batch())[1]["noise"] for s in (0, 1, 0))
+    assert first == again != second
