@@ -32,8 +32,8 @@ from medseg_jax.data.cache import Cache, build_cache, preprocess, restore
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.label_noise import clean_label
 from medseg_jax.data.plan import Plan
+from medseg_jax.evaluation import html
 from medseg_jax.evaluation.metrics.pr import average_precision
-from medseg_jax.evaluation.report import _cell, _page, _pairs, _row, _table
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.inference.uncertainty import entropy
 from medseg_jax.methods.kms_noise import KMSNoise, Posterior
@@ -314,11 +314,11 @@ def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> st
         row = found.row
         name = escape(row["case"])
         cells = [f'<td><a href="#{name}">{name}</a></td>' if found.picture else f"<td>{name}</td>"]
-        cells.append(_cell(f"{row['share']:.1%}", row["share"], part=row["share"] / largest))
-        cells += [_cell(f"{row[c]:,.0f}", row[c]) for c in COLUMNS[1:2] + COLUMNS[3:7]]
-        cells += [_cell(f"{row['truly_wrong']:,}", row["truly_wrong"])] if clean else []
-        rows.append(_row(*cells))
-    table = _table([*HEADS, *(["Truly wrong"] if clean else [])], rows, sortable=True)
+        cells.append(html.cell(f"{row['share']:.1%}", row["share"], part=row["share"] / largest))
+        cells += [html.cell(f"{row[c]:,.0f}", row[c]) for c in COLUMNS[1:2] + COLUMNS[3:7]]
+        cells += [html.cell(f"{row['truly_wrong']:,}", row["truly_wrong"])] if clean else []
+        rows.append(html.row(*cells))
+    table = html.table([*HEADS, *(["Truly wrong"] if clean else [])], rows, sortable=True)
     figures = "".join(_figure(found) for found in results if found.picture)
     colors = zip(dataset.labels.names, preview.class_colors(len(dataset.labels.names)), strict=True)
     legend = "".join(f'<li><i style="background:rgb{tuple(map(int, c))}"></i>{escape(n)}</li>' for n, c in colors)
@@ -326,7 +326,7 @@ def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> st
     found = summary["average_precision"]
     known = ""
     if found:
-        known = f"""<section><h2>Where the truth is known</h2>{_pairs({k: f"{v:.3f}" for k, v in found.items()})}
+        known = f"""<section><h2>Where the truth is known</h2>{html.pairs({k: f"{v:.3f}" for k, v in found.items()})}
 <p class="note">Average precision for truly wrong voxels, by the error probability, and by entropy and loss of the same
 network.</p></section>"""
     body = f"""<header><p class="eyebrow">medseg_jax · Label audit</p><h1>{escape(summary["dataset"])}</h1>
@@ -334,7 +334,7 @@ network.</p></section>"""
 wrong, as a share of their foreground.</p></header>
 <section><h2>Cases</h2>{table}<p class="note">{NOTES}</p></section>{known}
 <section><h2>Where</h2><ul class="legend">{legend}</ul><div class="charts">{figures}</div></section>"""
-    return _page(f"Label audit of {summary['dataset']}", body)
+    return html.page(f"Label audit of {summary['dataset']}", body)
 
 
 def _figure(found: Found) -> str:

@@ -321,7 +321,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _write(out: Path, result: dict[str, Any]) -> None:
     from medseg_jax.evaluation.charts import comparison_figure, save_png
-    from medseg_jax.evaluation.report import comparison_page
+    from medseg_jax.evaluation.comparison_page import comparison_page
 
     out.mkdir(parents=True, exist_ok=True)
     save_png(comparison_figure(result), out / "compare.png")

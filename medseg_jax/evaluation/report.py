@@ -24,31 +24,11 @@ from PIL import Image
 from medseg_jax.data import geometry as space
 from medseg_jax.data import io, preview
 from medseg_jax.data.dataset import Dataset
-from medseg_jax.evaluation.charts import calibration_figure, comparison_figure, line_chart, strip_chart, svg
+from medseg_jax.evaluation import html
+from medseg_jax.evaluation.charts import calibration_figure, line_chart, strip_chart, svg
 from medseg_jax.evaluation.evaluate import DISTANCES, LESIONS, dataset_root, read_rows, remarks
 from medseg_jax.types import UserError
 
-NAMES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "Precision",
-    "recall": "Recall",
-    "hd": "HD",
-    "hd95": "HD95",
-    "assd": "ASSD",
-    "nsd": "NSD",
-    "volume_error": "Volume error",
-    "volume_error_relative": "Relative volume error",
-    "lesion_f1": "Lesion F1",
-    "lesion_sensitivity": "Lesion sensitivity",
-    "lesion_precision": "Lesion precision",
-    "lesion_fp": "False positive lesions a case",
-    "lesion_pq": "Panoptic quality",
-    "cldice": "clDice",
-    "ap": "Average precision",
-    "ece": "ECE",
-    "brier": "Brier score",
-}
 HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
 EXTRA = ("volume_error_relative", *LESIONS, "cldice", "ap", "ece", "brier")  # shown where they were measured
 TABLE = tuple(metric for metric in HEADLINE if metric != "hd")  # one stray voxel decides HD: once on the page is enough
@@ -117,83 +97,13 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     }
     shown = {key: section for key, section in sections.items() if section[1]}
     links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in shown.items())
-    body = "".join(f'<section id="{key}"><h2>{title}</h2>{html}</section>' for key, (title, html) in shown.items())
-    page = _page(content.name, f"{_header(content, links)}{body}")
+    body = "".join(f'<section id="{key}"><h2>{title}</h2>{text}</section>' for key, (title, text) in shown.items())
+    page = html.page(content.name, f"{_header(content, links)}{body}")
     out = Path(out) if out else folder / "report.html"
     draft = out.with_name(out.name + ".tmp")
     draft.write_text(page, encoding="utf-8")
     os.replace(draft, out)
     return out
-
-
-def comparison_page(result: dict[str, Any]) -> str:
-    """compare.html of what `compare` found: the verdict, the plot, every test, and how to read them."""
-    a, b = escape(result["a"]), escape(result["b"])
-    head = (
-        '<header><p class="eyebrow">medseg_jax · Comparison</p>'
-        f"<h1>{escape(result['verdict'].partition('(')[0].strip())}</h1><p>{escape(result['verdict'])}</p>"
-        f"<p>A is <b>{a}</b>, B is <b>{b}</b>.</p></header>"
-    )
-    heads = ["", "A", "B", "B − A", "95 % interval", "p", "p (Holm)", "Better", "Cases"]
-    about = {"unit": result["unit"], "volume_unit": result["volume_unit"], "settings": result["settings"]}
-    tables = [_table(heads, _test_rows(result["overall"], about))]
-    if len(result["classes"]) > 1:
-        for name, tests in result["classes"].items():
-            tables.append(f"<h3>{escape(name)}</h3>{_table(heads, _test_rows(tests, about))}")
-    plot = svg(comparison_figure(result), "Difference of Dice of each case", "chart wide")
-    settings = result["settings"]
-    notes = [
-        f"Test: {settings['test']}. Interval: {settings['ci95']}.",
-        f"{settings['correction']}. “Better” is said where the corrected p is below .05, so that the chance of any "
-        "false claim in the table is at most 5 %. The verdict above is about Dice overall alone, chosen beforehand, "
-        "and uses its uncorrected p.",
-        "A difference that cannot be claimed is not shown to be nothing: the interval says how large it may be.",
-        "Both models were scored once. The test says what other cases would do to the difference, not what another "
-        "training run (seed) would.",
-    ]
-    notes += [
-        f"Left out, only in {side.upper()}: {', '.join(result[f'only_{side}'])}."
-        for side in ("a", "b")
-        if result[f"only_{side}"]
-    ]
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    facts = {key: str(value) for key, value in settings.items()}
-    body = (
-        f"{head}<section><h2>Cases</h2>{plot}</section><section><h2>Mean over cases</h2>{''.join(tables)}</section>"
-        f'<section><h2>How to read this</h2><ul class="notes">{items}</ul></section>'
-        f"<section><h2>How this was made</h2>{_pairs(facts)}</section>"
-    )
-    return _page(f"{result['a']} and {result['b']}", body)
-
-
-def _test_rows(tests: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    rows = []
-    for metric, t in tests.items():
-        name = _cell(_metric_name(metric, about), kind="text")
-        if t["p"] is None:
-            rows.append(_row(name, _cell("not defined in any case", kind="text soft"), *["<td></td>"] * 7))
-            continue
-        low, high = t["ci95"]
-        interval = "–" if low is None else f"{low:+.4f} to {high:+.4f}"
-        better = _cell(t["better"].upper() if t["better"] else "no claim", kind="" if t["better"] else "soft")
-        cells = [_cell(f"{t[side]:.4f}") for side in ("a", "b")]
-        cells += [_cell(f"{t['difference']:+.4f}"), _cell(interval), _cell(f"{t['p']:.4f}")]
-        kind = "total" if t["p_holm"] < 0.05 else ""
-        rows.append(_row(name, *cells, _cell(f"{t['p_holm']:.4f}"), better, _cell(str(t["cases"])), kind=kind))
-    return rows
-
-
-def _page(title: str, content: str) -> str:
-    """One HTML file around its content."""
-    assets = Path(__file__).parent
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · medseg_jax</title><style>{(assets / 'report.css').read_text('utf-8')}</style>"
-        f"</head><body><main>{content}"
-        "<footer>Made by medseg_jax. This file needs no other file and no network.</footer></main>"
-        f"<script>{(assets / 'report.js').read_text('utf-8')}</script></body></html>\n"
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,63 +185,6 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Words and tables
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _number(metric: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    if not np.isfinite(value):
-        return "∞"
-    if metric == "volume_error":
-        return f"{value:.3g}"
-    return f"{value:.2f}" if metric in (*DISTANCES, "lesion_fp") else f"{value:.3f}"
-
-
-def _interval(metric: str, bounds: Sequence[float | None]) -> str:
-    return "" if bounds[0] is None else f"{_number(metric, bounds[0])} – {_number(metric, bounds[1])}"
-
-
-def _metric_name(metric: str, summary: dict[str, Any]) -> str:
-    if metric == "nsd":
-        return f"NSD at {summary['settings']['nsd_tolerance']:g} {summary['unit']}"
-    unit = summary["unit"] if metric in DISTANCES else summary["volume_unit"] if metric == "volume_error" else ""
-    return f"{NAMES[metric]} ({unit})" if unit else NAMES[metric]
-
-
-def _cell(text: str, value: float | None = None, kind: str = "", small: str = "", part: float | None = None) -> str:
-    """One cell: text, the number it sorts by, a grey addition, and a bar behind it for a share in [0, 1]."""
-    number = f"{value:.6g}" if value is not None and np.isfinite(value) else "Infinity"  # as scripts spell it
-    attributes = f' data-v="{number}"' if value is not None else ""
-    if part is not None:
-        kind, attributes = "bar", f'{attributes} style="--part:{100 * part:.1f}%"'
-    attributes += f' class="{kind}"' if kind else ""
-    return f"<td{attributes}>{escape(text)}{f'<small>{escape(small)}</small>' if small else ''}</td>"
-
-
-def _table(heads: Sequence[str], rows: Sequence[str], *, sortable: bool = False, texts: int = 1) -> str:
-    """A table of rows made of `_cell`s; the first `texts` columns hold words."""
-    cells = "".join(
-        f'<th scope="col"{" class=text" if i < texts else ""}>'
-        + (f'<button type="button">{escape(head)}</button>' if sortable else escape(head))
-        + "</th>"
-        for i, head in enumerate(heads)
-    )
-    tall, kind = (" tall", ' class="sortable"') if sortable else ("", "")
-    body = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll{tall}"><table{kind}>{body}</table></div>'
-
-
-def _row(*cells: str, kind: str = "") -> str:
-    return f"<tr{f' class={kind}' if kind else ''}>{''.join(cells)}</tr>"
-
-
-def _pairs(items: dict[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Sections
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -361,19 +214,23 @@ def _headline(content: Content) -> str:
     rows = []
     for metric in (*HEADLINE, *(m for m in EXTRA if any(m in s.summary["mean"] for s in content.scores))):
         cells = [
-            _cell(
-                _number(metric, s.summary["mean"].get(metric)),
-                small=_interval(metric, s.summary["ci95"].get(metric, (None, None))),
+            html.cell(
+                html.number(metric, s.summary["mean"].get(metric)),
+                small=html.interval(metric, s.summary["ci95"].get(metric, (None, None))),
             )
             for s in content.scores
         ]
-        spread = [_cell(_number(metric, main.summary[kind].get(metric))) for kind in ("median", "sd")]
-        rows.append(_row(_cell(_metric_name(metric, main.summary), kind="text"), *cells, *spread))
-    rows.append(_row(_cell("Cases", kind="text"), *(_cell(_count(s.summary)) for s in content.scores), "<td></td>" * 2))
+        spread = [html.cell(html.number(metric, main.summary[kind].get(metric))) for kind in ("median", "sd")]
+        rows.append(html.row(html.cell(html.metric_name(metric, main.summary), kind="text"), *cells, *spread))
+    rows.append(
+        html.row(
+            html.cell("Cases", kind="text"), *(html.cell(_count(s.summary)) for s in content.scores), "<td></td>" * 2
+        )
+    )
     text = "Small numbers: 95 % bootstrap interval of the mean."
     if others:
         text += f" Median and sd, over cases, belong to “{main.title}”."
-    return f'<div class="tiles">{tiles}</div>{_table(heads, rows)}<p class="note">{escape(text)}</p>'
+    return f'<div class="tiles">{tiles}</div>{html.table(heads, rows)}<p class="note">{escape(text)}</p>'
 
 
 def _count(summary: dict[str, Any]) -> str:
@@ -384,13 +241,13 @@ def _count(summary: dict[str, Any]) -> str:
 def _tile(metric: str, scores: Sequence[Scores]) -> str:
     main = scores[0].summary
     unit = f' <span class="unit">{escape(main["unit"])}</span>' if metric in DISTANCES else ""
-    lines = [f"95 %: {_interval(metric, main['ci95'][metric])}"] if main["ci95"][metric][0] is not None else []
-    lines += [f"{s.title}: {_number(metric, s.summary['mean'][metric])}" for s in scores[1:]]
-    name = _metric_name(metric, main) if metric == "nsd" else NAMES[metric]
+    lines = [f"95 %: {html.interval(metric, main['ci95'][metric])}"] if main["ci95"][metric][0] is not None else []
+    lines += [f"{s.title}: {html.number(metric, s.summary['mean'][metric])}" for s in scores[1:]]
+    name = html.metric_name(metric, main) if metric == "nsd" else html.NAMES[metric]
     suffix = f", {scores[0].title}" if len(scores) > 1 else ""
     return (
         f'<div class="tile"><div class="name">{escape(name + suffix)}</div>'
-        f'<div class="value">{_number(metric, main["mean"][metric])}{unit}</div>'
+        f'<div class="value">{html.number(metric, main["mean"][metric])}{unit}</div>'
         + "".join(f'<div class="interval">{escape(line)}</div>' for line in lines)
         + "</div>"
     )
@@ -454,7 +311,7 @@ def _examples(content: Content) -> str:
 def _example(kind: str, id: str, rows: Sequence[dict[str, Any]], scores: Scores, dataset: Dataset) -> str:
     dice, hd95 = np.mean([row["dice"] for row in rows]), np.mean([row["hd95"] for row in rows])
     where = ", ".join(filter(None, (rows[0]["domain"], rows[0]["patient"])))
-    words = f"{where and where + ' · '}Dice {dice:.3f} · HD95 {_number('hd95', hd95)} {scores.summary['unit']}"
+    words = f"{where and where + ' · '}Dice {dice:.3f} · HD95 {html.number('hd95', hd95)} {scores.summary['unit']}"
     title = f"<b>{kind}: {escape(id)}</b> · {escape(words)}"
     try:
         pictures, place = _pictures(id, scores, dataset)
@@ -507,19 +364,19 @@ def _classes(content: Content) -> str:
     if len(rows) > 1:
         rows.append(_figures_row("mean", summary["mean"] | {"ci95": summary["ci95"]}, kind="total"))
     dice = {name: [row["dice"] for row in main.rows if row["class"] == name] for name in summary["classes"]}
-    return _table(["Class", *(_metric_name(m, summary) for m in TABLE)], rows) + strip_chart(dice)
+    return html.table(["Class", *(html.metric_name(m, summary) for m in TABLE)], rows) + strip_chart(dice)
 
 
 def _figures_row(name: str, values: dict[str, Any], kind: str = "") -> str:
     cells = [
-        _cell(
-            _number(m, values[m]),
-            small=_interval(m, values["ci95"][m]) if m in ("dice", "nsd", "hd95") else "",
+        html.cell(
+            html.number(m, values[m]),
+            small=html.interval(m, values["ci95"][m]) if m in ("dice", "nsd", "hd95") else "",
             part=values[m] if m in ("dice", "nsd") else None,
         )
         for m in TABLE
     ]
-    return _row(_cell(name, kind="text"), *cells, kind=kind)
+    return html.row(html.cell(name, kind="text"), *cells, kind=kind)
 
 
 def _probabilities(content: Content) -> str:
@@ -537,11 +394,14 @@ def _probabilities(content: Content) -> str:
         for name, own in (found["classes"] | {"likeliest class": found.get("top_label")}).items():
             if own is None:
                 continue
-            cells = [_cell(_number(key, own.get(key))) for key in ("ap", "aupr33", "prevalence", "ece", "mce", "brier")]
-            rows.append(_row(_cell(name, kind="text"), *cells))
+            cells = [
+                html.cell(html.number(key, own.get(key)))
+                for key in ("ap", "aupr33", "prevalence", "ece", "mce", "brier")
+            ]
+            rows.append(html.row(html.cell(name, kind="text"), *cells))
         heads = ["All voxels pooled", "Average precision", "AUPR, 33 thresholds", "Prevalence", "ECE", "MCE", "Brier"]
         chart = svg(calibration_figure(found), "Reliability curves")
-        parts.append(f'{title}{_table(heads, rows)}<div class="charts">{chart}<p class="note">{note}</p></div>')
+        parts.append(f'{title}{html.table(heads, rows)}<div class="charts">{chart}<p class="note">{note}</p></div>')
     return "".join(parts)
 
 
@@ -551,7 +411,7 @@ def _domains(content: Content) -> str:
         if domains := scores.summary.get("domains"):
             title = f"<h3>{escape(scores.title.capitalize())}</h3>" if len(content.scores) > 1 else ""
             rows = [_figures_row(f"{name or 'unnamed'} ({v['cases']} cases)", v) for name, v in domains.items()]
-            tables.append(title + _table(["Domain", *(_metric_name(m, scores.summary) for m in TABLE)], rows))
+            tables.append(title + html.table(["Domain", *(html.metric_name(m, scores.summary) for m in TABLE)], rows))
     return "".join(tables)
 
 
@@ -583,19 +443,21 @@ def _case_table(scores: Scores) -> str:
     rows = []
     for id, own in cases:
         means = {m: float(np.mean([row[m] for row in own])) for m in metrics}
-        cells = [_cell(id, kind="text"), *(_cell(own[0][key], kind="text") for key in columns)]
-        cells += [_cell(_number(m, v), v, part=v if m in ("dice", "nsd") else None) for m, v in means.items()]
-        cells += [_cell(_number("dice", row["dice"]), row["dice"]) for row in own if apart]
-        rows.append(_row(*cells))
-    heads = ["Case", *(key.capitalize() for key in columns), *(_metric_name(m, scores.summary) for m in metrics)]
-    return _table([*heads, *(f"Dice {name}" for name in apart)], rows, sortable=True, texts=1 + len(columns))
+        cells = [html.cell(id, kind="text"), *(html.cell(own[0][key], kind="text") for key in columns)]
+        cells += [html.cell(html.number(m, v), v, part=v if m in ("dice", "nsd") else None) for m, v in means.items()]
+        cells += [html.cell(html.number("dice", row["dice"]), row["dice"]) for row in own if apart]
+        rows.append(html.row(*cells))
+    heads = ["Case", *(key.capitalize() for key in columns), *(html.metric_name(m, scores.summary) for m in metrics)]
+    return html.table([*heads, *(f"Dice {name}" for name in apart)], rows, sortable=True, texts=1 + len(columns))
 
 
 def _manifest(content: Content) -> str:
     run = content.run
     if run is None:
         settings = content.scores[0].summary["settings"]
-        return _pairs({k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in settings.items()})
+        return html.pairs(
+            {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in settings.items()}
+        )
     data, git = run.get("dataset", {}), run.get("git", {})
     facts = {
         "command": " ".join(run.get("command", [])),
@@ -611,21 +473,21 @@ def _manifest(content: Content) -> str:
         else "not a git checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
     }
-    html = _pairs({key: value for key, value in facts.items() if value})
+    text = html.pairs({key: value for key, value in facts.items() if value})
     if content.plan:
         reasons = content.plan.get("reasons", {})
         rows = [
-            _row(
-                _cell(key, kind="text"),
-                _cell(json.dumps(value), kind="text wrap"),
-                _cell(reasons.get(key, ""), kind="text wrap soft"),
+            html.row(
+                html.cell(key, kind="text"),
+                html.cell(json.dumps(value), kind="text wrap"),
+                html.cell(reasons.get(key, ""), kind="text wrap soft"),
             )
             for key, value in content.plan.items()
             if key != "reasons"
         ]
-        html += f"<h3>Plan</h3>{_table(['Choice', 'Value', 'Reason'], rows, texts=3)}"
+        text += f"<h3>Plan</h3>{html.table(['Choice', 'Value', 'Reason'], rows, texts=3)}"
     config = escape(json.dumps(run.get("config", {}), indent=1, ensure_ascii=False))
-    return f"{html}<details><summary>Config</summary><pre>{config}</pre></details>"
+    return f"{text}<details><summary>Config</summary><pre>{config}</pre></details>"
 
 
 def _notes(content: Content) -> str:
