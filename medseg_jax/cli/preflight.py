@@ -33,9 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--compiles", type=int, default=8, metavar="N", help="programs to compile at most for that (8)")
     parser.add_argument("--patience", type=float, default=900, metavar="S", help="seconds for one program (900)")
     parser.add_argument("--price", type=float, metavar="X", help="of one chip for one hour, in any currency")
-    parser.add_argument(
-        "--picture", metavar="PNG", help="picture of the memory; several topologies: their name is added"
-    )
+    parser.add_argument("--picture", metavar="PNG", help="picture of the memory (of each topology)")
     parser.add_argument("--json", action="store_true", help="machine-readable: a list, one entry a topology")
     args, rest = parser.parse_known_args(argv)
     parser.mind(rest)
@@ -92,9 +90,11 @@ def table(result: dict[str, Any]) -> list[str]:
     lines += _part(f"prediction: {prediction['windows']} windows on one chip", prediction, capacity)
     if largest := result["largest"]:
         known = largest["known_to"]
-        how = "more would not fit" if known == 0 else "not the limit yet" if known is None else f"known to {known:.0%}"
-        lines.append(f"largest batch of {largest['stage']}: {largest['rows_per_chip']} rows a chip, "
-                     f"{sum(largest['rows'])} together, {size(largest['memory'])} ({how}; {largest['compiles']} compiles)")  # fmt: skip
+        how = "more would not fit" if known == 0 else "perhaps more" if known is None else f"known to {known:.0%}"
+        lines.append(
+            f"largest batch of {largest['stage']}: {largest['rows_per_chip']} rows a chip, {sum(largest['rows'])} "
+            f"together, {size(largest['memory'])} ({how}; {largest['compiles']} compiles)"
+        )
     for offer in result["suggestions"]:
         fits = {True: "fits", False: "does not fit", None: offer["status"]}[offer["fits"]]
         memory = f", {size(offer['memory'])}" if offer["memory"] else ""
@@ -117,16 +117,16 @@ def _part(head: str, part: dict[str, Any], capacity: int) -> list[str]:
     if "parameters" in part:
         lines[0] += f"; {part['objective']}, {part['parameters']:,} parameters, {part['steps']:,} steps"
     pieces = ", ".join(f"{name} {size(memory[name])}" for name in ("arguments", "outputs", "temporaries", "program"))
+    share = memory["total"] / capacity
+    lines.append(f"  memory a chip   {size(memory['total'])} of {size(capacity)} ({share:.0%}): {pieces}")
+    elsewhere = counts["vector_flops"] + counts["kernel_flops"]
     lines.append(
-        f"  memory a chip   {size(memory['total'])} of {size(capacity)} ({memory['total'] / capacity:.0%}): {pieces}"
-    )
-    lines.append(
-        f"  work a chip     {counts['matmul_flops'] / 1e12:.3g} TFLOP in matrix units, "
-        f"{(counts['vector_flops'] + counts['kernel_flops']) / 1e12:.3g} elsewhere, {counts['bytes'] / 1e9:.3g} GB moved"
-        + (f", {counts['kernels']:.0f} kernels" if counts["kernels"] else "")
+        f"  work a chip     {counts['matmul_flops'] / 1e12:.3g} TFLOP in matrix units, {elsewhere / 1e12:.3g} others, "
+        f"{counts['bytes'] / 1e9:.3g} GB moved" + (f", {counts['kernels']:.0f} kernels" if counts["kernels"] else "")
     )
     for kind, found in counts["collectives"].items():
-        lines.append(f"  {kind:15s} {found['count']} a step, {found['bytes'] / 1e6:.4g} MB a chip, sends {found['wire_bytes'] / 1e6:.4g} MB")  # fmt: skip
+        sent = f"{found['bytes'] / 1e6:.4g} MB a chip, sends {found['wire_bytes'] / 1e6:.4g} MB"
+        lines.append(f"  {kind:15s} {found['count']} a step, {sent}")
     if counts["unknown_loops"]:
         lines.append(f"  note: {counts['unknown_loops']} loop(s) of unknown length are counted once")
     if roof := part.get("roofline"):

@@ -1,7 +1,7 @@
 """What a compiled program does, counted in its optimised HLO: FLOPs, bytes of main memory, collectives.
 
-XLA's own cost analysis is not enough: it counts the body of a loop once, is not there for GPUs, and counts operands in a
-TPU's fast memory (VMEM) as traffic. Here every instruction counts as often as its loops repeat it:
+XLA's own cost analysis is not enough: it counts the body of a loop once, is not there for GPUs, and counts operands in
+a TPU's fast memory (VMEM) as traffic. Here every instruction counts as often as its loops repeat it:
 
     matmul FLOPs    2 x multiply-adds of dots and convolutions, cuDNN's and cuBLAS's included; places where a kernel
                     meets padding or the holes of a dilated image are left out
@@ -26,74 +26,15 @@ import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
-FREE = frozenset(
-    [
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "iota",
-        "opt-barrier",
-        "domain",
-        "add-dependency",
-        "while",
-        "call",
-        "conditional",
-        "async-start",
-        "async-update",
-        "async-done",
-        "get-dimension-size",
-    ]
-)
+FREE = """parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota opt-barrier domain
+add-dependency while call conditional async-start async-update async-done get-dimension-size"""
+FREE = frozenset(FREE.split())
 """Opcodes that move nothing themselves; what they call is counted on its own."""
 
-ELEMENTWISE = frozenset(
-    [
-        "add",
-        "subtract",
-        "multiply",
-        "divide",
-        "maximum",
-        "minimum",
-        "power",
-        "remainder",
-        "abs",
-        "negate",
-        "sign",
-        "floor",
-        "ceil",
-        "round-nearest-even",
-        "round-nearest-afz",
-        "sqrt",
-        "rsqrt",
-        "cbrt",
-        "exponential",
-        "exponential-minus-one",
-        "log",
-        "log-plus-one",
-        "logistic",
-        "tanh",
-        "tan",
-        "sine",
-        "cosine",
-        "atan2",
-        "erf",
-        "compare",
-        "select",
-        "clamp",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "shift-left",
-        "shift-right-logical",
-        "shift-right-arithmetic",
-    ]
-)
+ELEMENTWISE = """add subtract multiply divide maximum minimum power remainder abs negate sign floor ceil sqrt rsqrt cbrt
+round-nearest-even round-nearest-afz exponential exponential-minus-one log log-plus-one logistic tanh tan sine cosine
+atan2 erf compare select clamp and or xor not shift-left shift-right-logical shift-right-arithmetic"""
+ELEMENTWISE = frozenset(ELEMENTWISE.split())
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 BITS |= {f"{kind}{n}": n for kind in "suf" for n in (8, 16, 32, 64)}

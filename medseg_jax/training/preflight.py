@@ -80,8 +80,8 @@ def preflight(
         say: takes lines of progress.
 
     Returns:
-        label, config, topology, chips, chip, memory_per_chip; data (what was assumed of it); stages and prediction, each
-        with status, rows, memory, counts, roofline, cost; fits; largest (the search); suggestions; seconds.
+        label, config, topology, chips, chip, memory_per_chip; data (what was assumed of it); stages and prediction,
+        each with status, rows, memory, counts, roofline, cost; fits; largest (the search); suggestions; seconds.
 
     Raises:
         UserError: no such topology, its compiler is not installed, or too little is known of the data.
@@ -132,7 +132,7 @@ def _as_file(config: Config | str | Path, stack: ExitStack) -> Path | str:
     return file
 
 
-# ------------------------------------------------------------------------------------------------- what is known of data
+# ------------------------------------------------------------------------------------------------ what is known of data
 
 
 @dataclass(frozen=True)
@@ -218,15 +218,8 @@ def know_data(
         labels = dataset.labels
     if dataset is not None and cases is None:
         training = dataset.subset("train", labelled=True) or dataset.subset("train")
-        return DataFacts(
-            chosen,
-            labels,
-            len(dataset.cases),
-            len(training),
-            dataset.domains,
-            _extent(config, dataset, chosen),
-            tuple(notes),
-        )
+        extent = _extent(config, dataset, chosen)
+        return DataFacts(chosen, labels, len(dataset.cases), len(training), dataset.domains, extent, tuple(notes))
     if cases is None:
         notes.append("100 training cases are assumed, as large as the patch (--cases)")
     sides = ((1, *chosen.patch_size)[-3:],) * 2
@@ -258,7 +251,7 @@ def _extent(config: Config, dataset: Dataset, plan: Plan) -> tuple[tuple[int, ..
     return tuple(min(s) for s in sides), tuple(max(s) for s in sides)
 
 
-# ------------------------------------------------------------------------------------------------------- the other process
+# ---------------------------------------------------------------------------------------------------- the other process
 
 
 class Compiler:
@@ -543,9 +536,9 @@ def how_to(change: dict[str, Any], index: int, config: Config) -> str:
 def roofline(counts: dict[str, Any], target: Topology) -> dict[str, Any] | None:
     """The least time of a step, and what sets it; None for a CPU, of which no figures are known.
 
-    Each of four machines works at its published rate and all at once: matrix units, vector units (elementwise operations
-    and what hand-written kernels declare), main memory, and the links between the chips. The slowest one binds. Efficiency
-    is pessimistic: the links work while all else waits.
+    Each of four parts works at its published rate and all at once: matrix units, vector units (elementwise operations
+    and what hand-written kernels declare), main memory, and the links between the chips. The slowest one binds.
+    Efficiency is pessimistic: the links work while all else waits.
     """
     chip = target.chip
     if chip is None:

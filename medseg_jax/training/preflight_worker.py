@@ -1,7 +1,7 @@
 """The process that compiles for `preflight`: for one topology, one request a line of JSON, one reply a line.
 
-It is a process of its own because a platform is chosen before JAX is imported, and because a compiler that takes too long
-or crashes must not take the user's session with it. What it compiles are the functions that train and predict
+It is a process of its own because a platform is chosen before JAX is imported, and because a compiler that takes too
+long or crashes must not take the user's session with it. What it compiles are the functions that train and predict
 (`train.compile_step`, `Objective.predict`), with shapes in place of arrays.
 
     python -m medseg_jax.training.preflight_worker TOPOLOGY
@@ -42,8 +42,8 @@ def answer(topology: chips.Topology, request: dict[str, Any]) -> dict[str, Any]:
             "predict"; rows: (labelled, unlabelled) of all chips together; change: see `changed`.
 
     Returns:
-        status: "compiled", with `memory` (bytes a chip), `counts` (of one chip and step) and more; "out of memory", with
-        the bytes that the compiler says it needs, if it does; or "refused", with the reason.
+        status: "compiled", with `memory` (bytes a chip), `counts` (of one chip and step) and more; "out of memory",
+        with the bytes that the compiler says it needs, if it does; or "refused", with the reason.
     """
     import jax
 
@@ -191,7 +191,7 @@ def _bytes(tree: Any) -> int:
 
 
 def memory(program: Any, held: dict[str, int]) -> dict[str, Any]:
-    """Bytes on one chip: what goes in, what comes out beside it, what is needed meanwhile; and what goes in, by name."""
+    """Bytes on one chip: what goes in (also by name), what comes out beside it, what is needed meanwhile."""
     found = program.memory_analysis()
     arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
     outputs = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)

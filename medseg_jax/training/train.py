@@ -134,7 +134,7 @@ def open_data(config: Config) -> tuple[Dataset, Dataset]:
 
 
 def open_plan(config: Config, dataset: Dataset, out: Path | None = None, budget: str | None = None) -> Plan:
-    """The run's own plan when resuming, else the config's, the data set's, or one made now for this machine or `budget`.
+    """The run's own plan when resuming, else the config's, the data set's, or one made for this machine or `budget`.
 
     With a domain held out the data set's own plan is left aside, for that domain's images had a part in it.
     """
@@ -379,7 +379,7 @@ def stage_parts(config: Config, index: int, task: Task, batch: Any) -> tuple[Ste
 
 
 def abstract_state(parts: StepParts, start: tuple[Any, int], config: Config, mesh: Mesh) -> Any:
-    """The state of step 0 as shapes, each with its place on the mesh; `start` is (batch, seed), the batch may be abstract."""
+    """The state of step 0 as shapes with their places on the mesh; of `start`, (batch, seed), the batch may be abstract."""
     batch, seed = start
     abstract = jax.eval_shape(lambda b: init_state(parts, b, seed), batch)
     places = sharding.state_shardings(abstract, config.rules, mesh)
