@@ -101,7 +101,7 @@ def config_table(compiled: dict[str, Any]) -> str:
 
 
 def scaling_table(compiled: dict[str, Any]) -> str:
-    """Weak scaling: a row a model and slice. Efficiency is the pessimistic one, with nothing hidden behind work."""
+    """Weak scaling: a row a model and slice. Efficiency is pessimistic: nothing hides behind other work."""
     lines = [
         "| config | chips | rows a chip | collectives, MB a chip | how many | ms on links | ms of the rest | efficiency |",
         "|" + "---|" * 8,
@@ -112,13 +112,13 @@ def scaling_table(compiled: dict[str, Any]) -> str:
             for stage in found.get("stages", ()):
                 if stage["status"] != "compiled":
                     continue
-                sums = stage["counts"]["collectives"].values()
-                seconds = stage["roofline"]["seconds"]
+                sums, roof = stage["counts"]["collectives"].values(), stage["roofline"]
+                seconds, stem = roof["seconds"], Path(name).stem
                 rest = max(v for k, v in seconds.items() if k != "interconnect")
                 lines.append(
-                    f"| {Path(name).stem} | {found['chips']} | {stage['rows_per_chip']:g} "
+                    f"| {stem} | {found['chips']} | {stage['rows_per_chip']:g} "
                     f"| {sum(c['bytes'] for c in sums) / 1e6:.4g} | {sum(c['count'] for c in sums)} "
-                    f"| {1e3 * seconds['interconnect']:.3g} | {1e3 * rest:.3g} | {stage['roofline']['efficiency']:.1%} |"
+                    f"| {1e3 * seconds['interconnect']:.3g} | {1e3 * rest:.3g} | {roof['efficiency']:.1%} |"
                 )
     return "\n".join(lines)
 
@@ -150,5 +150,5 @@ def main() -> None:
         write_tables(PAGE)
 
 
-if __name__ == "__main__":
+if __stem_ == "__main__":
     main()

@@ -190,6 +190,7 @@ def memory_figure(result: Mapping[str, Any]) -> Figure:
             axes.axvline(capacity, color=INK, lw=1.2)
         end = 1.18 * max(longest, capacity * shown)
         axes.set(xlim=(0, end), ylim=(len(rows) - 0.5, -0.6), xlabel=f"GiB; a chip has {capacity:.4g}")
+        axes.set_axisbelow(True)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.set_title(f"Memory of {result['title']} ({result['label']})", loc="left", fontweight="bold")
         if drawn:

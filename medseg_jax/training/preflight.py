@@ -479,7 +479,8 @@ def _next_guess(seen: dict[int, dict[str, Any]], low: int, high: int | None, ste
         guess = int(k0 + (0.99 * capacity - m0) * (k1 - k0) / (m1 - m0)) if m1 > m0 else 0
     guess = guess // step * step
     if high is None:
-        return min(max(guess, low + step), 8 * max(low, step))
+        beyond = low + max(step, int(CLOSE * low) // step * step)  # if this does not fit, the search is over
+        return min(guess if guess > low else beyond, 8 * max(low, step))
     if low < guess < high:
         return guess
     return max((low + high) // 2 // step * step, low + step) if low else max(high // 2 // step * step, step)

@@ -379,7 +379,7 @@ def stage_parts(config: Config, index: int, task: Task, batch: Any) -> tuple[Ste
 
 
 def abstract_state(parts: StepParts, start: tuple[Any, int], config: Config, mesh: Mesh) -> Any:
-    """The state of step 0 as shapes with their places on the mesh; of `start`, (batch, seed), the batch may be abstract."""
+    """The state of step 0 as shapes with their places on the mesh. `start`: (batch, seed); it may be abstract."""
     batch, seed = start
     abstract = jax.eval_shape(lambda b: init_state(parts, b, seed), batch)
     places = sharding.state_shardings(abstract, config.rules, mesh)

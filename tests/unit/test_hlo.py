@@ -112,7 +112,7 @@ def test_collectives_in_a_loop(on_four):
 
 
 def test_what_compilers_of_accelerators_write():
-    """Layouts with tiles, VMEM, groups in three notations, asynchronous pairs, cuDNN's calls, kernels' declared costs."""
+    """Layouts with tiles, VMEM, notations of groups, asynchronous pairs, cuDNN's calls, declared costs of kernels."""
     tpu = """
 HloModule m
 
