@@ -101,7 +101,7 @@ def config_table(compiled: dict[str, Any]) -> str:
 
 
 def scaling_table(compiled: dict[str, Any]) -> str:
-    """Weak scaling: a row a model and slice. Efficiency is pessimistic: nothing hides behind other work."""
+    """Weak scaling: a row a model and slice. Efficiency is pessimistic: nothing is hidden."""
     lines = [
         "| config | chips | rows a chip | collectives, MB a chip | how many | ms on links | ms of the rest | efficiency |",
         "|" + "---|" * 8,

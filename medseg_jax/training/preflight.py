@@ -92,7 +92,9 @@ def preflight(
     with ExitStack() as stack:
         path = _as_file(config, stack)
         loaded = configs.override(configs.load(path), list(overrides))
-        options = dict(patch_size=patch_size, channels=channels, classes=classes, overlapping=overlapping, cases=cases)
+        options: dict[str, Any] = dict(
+            patch_size=patch_size, channels=channels, classes=classes, overlapping=overlapping, cases=cases
+        )
         facts = know_data(loaded, target, plan, **options)
         compiler = stack.enter_context(Compiler(target, patience, say))
         ask = _Asker(compiler, {"config": str(path), "overrides": list(overrides), **facts.request()})
@@ -222,8 +224,8 @@ def know_data(
         return DataFacts(chosen, labels, len(dataset.cases), len(training), dataset.domains, extent, tuple(notes))
     if cases is None:
         notes.append("100 training cases are assumed, as large as the patch (--cases)")
-    sides = ((1, *chosen.patch_size)[-3:],) * 2
-    return DataFacts(chosen, labels, cases or 100, cases or 100, ("",), sides, tuple(notes))
+    side = (1, *chosen.patch_size)[-3:]
+    return DataFacts(chosen, labels, cases or 100, cases or 100, ("",), (side, side), tuple(notes))
 
 
 def _adapted(plan: Plan, patch_size: Sequence[int] | None, channels: int | None, classes: int | None) -> Plan:
@@ -244,7 +246,8 @@ def _adapted(plan: Plan, patch_size: Sequence[int] | None, channels: int | None,
 def _extent(config: Config, dataset: Dataset, plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Smallest and largest side of the cases after resampling; they are read only if a method asks for it."""
     if not any("start" in stage.objective.batch_spec for stage in config.stages):
-        return ((1, *plan.patch_size)[-3:],) * 2
+        side = (1, *plan.patch_size)[-3:]
+        return side, side
     seen = fingerprint(dataset)
     grids = [target_grid(tuple(s), tuple(p), plan)[0] for s, p in zip(seen.shapes.tolist(), seen.spacings, strict=True)]
     sides = list(zip(*grids, strict=True))
