@@ -103,7 +103,7 @@ def config_table(compiled: dict[str, Any]) -> str:
 def scaling_table(compiled: dict[str, Any]) -> str:
     """Weak scaling: a row a model and slice. Efficiency is pessimistic: nothing is hidden."""
     lines = [
-        "| config | chips | rows a chip | collectives, MB a chip | how many | ms on links | ms of the rest | efficiency |",
+        "| config | chips | rows a chip | collectives, MB a chip | how many | ms on links | ms of rest | efficiency |",
         "|" + "---|" * 8,
     ]
     for name in MODELS:
@@ -150,5 +150,5 @@ def main() -> None:
         write_tables(PAGE)
 
 
-if __stem_ == "__main__":
+if __name__ == "__main__":
     main()
