@@ -479,7 +479,7 @@ def _next_guess(seen: dict[int, dict[str, Any]], low: int, high: int | None, ste
     guess = 0
     if len(points) > 1:
         (k0, m0), (k1, m1) = points[-2:]
-        guess = int(k0 + (0.99 * capacity - m0) * (k1 - k0) / (m1 - m0)) if m1 > m0 else 0
+        guess = int(0.99 * (k0 + (capacity - m0) * (k1 - k0) / (m1 - m0))) if m1 > m0 else 0
     guess = guess // step * step
     if high is None:
         beyond = low + max(step, int(CLOSE * low) // step * step)  # if this does not fit, the search is over

@@ -20,9 +20,8 @@ from medseg_jax.training.preflight_worker import changed, needed_bytes
 from medseg_jax.training.train import sample_size
 
 NET = ms.UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
-TINY = ms.Config(
-    data="nowhere", stages=(ms.Stage(ms.Supervised(NET), steps=100, optim=ms.Optim(), augment=ms.Augment.none()),)
-)
+MOVING = ms.Augment(**{**vars(ms.Augment.none()), "p_mirror": 0.5, "p_rotation": 0.5})
+TINY = ms.Config(data="nowhere", stages=(ms.Stage(ms.Supervised(NET), steps=100, augment=MOVING),))
 KNOWN = {"patch_size": (16, 16), "channels": 2, "classes": 3, "cases": 20}
 
 # ----------------------------------------------------------------------------------------------------------- topologies
@@ -228,7 +227,7 @@ def test_end_to_end(on_four):
     assert memory["total"] == sum(memory[k] for k in ("arguments", "outputs", "temporaries", "program"))
     held = memory["held"]
     assert held["opt"] == 2 * held["params"] + 2 * 4  # Adam's two moments and the counts of it and of the schedule
-    assert held["batch"] == 2 * (16 * 16 * (4 * 2 + 4) + 5 * 4)  # 2 of 8 rows: image, label, case, domain, start
+    assert held["batch"] == 2 * (20 * 20 * (4 * 2 + 4) + 5 * 4)  # 2 of 8 rows: image, label, case, domain, start
     assert four["largest"]["rows_per_chip"] > 2
 
 
