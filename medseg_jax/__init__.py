@@ -56,6 +56,7 @@ _HOME = {
     "make_plan": "data.plan",
     "open_run": "runtime.run",
     "predict": "inference.predict",
+    "preflight": "training.preflight",
     "report": "evaluation.report",
     "train": "training.train",
     "train_folds": "training.folds",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from medseg_jax.runtime.run import open_run
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.hold_out import train_hold_out
+    from medseg_jax.training.preflight import preflight
     from medseg_jax.training.train import train
     from medseg_jax.types import Labels, UserError
 

@@ -16,6 +16,7 @@ VERBS = {
     "demo": "everything once on synthetic data: train, evaluate on an unseen site, predict, report",
     "data": "convert, check, plan, preview: from a folder of images to a data set",
     "check": "dry run of a config: shapes, parameters, memory, one batch",
+    "preflight": "will it fit, and what will it cost, on a TPU or GPU that you do not have yet?",
     "train": "train a config or a data set folder; started again, it resumes",
     "predict": "segment images with a run",
     "evaluate": "score predictions against references",

@@ -96,6 +96,22 @@ def batch_at(
     return _source(cache, dataset, plan, mix, sample_size, seed, split, process).batch(step)
 
 
+def batch_shapes(
+    plan: Plan, sample_size: tuple[int, ...], rows: tuple[int, int]
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """(shape, dtype) of every field of a batch of so many (labelled, unlabelled) rows; no data is needed."""
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {}
+    for names, count in zip(FIELDS, rows, strict=True):
+        if count:
+            image, case, domain = names
+            fields[image] = (count, *sample_size, plan.channels_seen), np.float32
+            fields |= dict.fromkeys((case, domain), ((count,), np.int32))
+    if rows[LABELLED]:
+        fields["label"] = (rows[LABELLED], *sample_size), np.int32
+        fields["start"] = (rows[LABELLED], 3), np.int32
+    return fields
+
+
 def _iterate(source: "_Source", workers: int, start: int) -> Iterator[Batch]:
     import grain
 

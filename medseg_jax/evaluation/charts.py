@@ -143,6 +143,62 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
         return figure
 
 
+PARTS = {
+    "params": "parameters",
+    "opt": "optimiser",
+    "ema": "moving average",
+    "aux": "state of the method",
+    "frozen": "frozen",
+    "batch": "batch",
+    "padding": "padding",
+    "temporaries": "temporaries",
+    "outputs": "outputs",
+    "program": "program",
+}
+"""What fills a chip's memory, in the order in which it is drawn."""
+
+
+def memory_figure(result: Mapping[str, Any]) -> Figure:
+    """What fills a chip's memory in each training stage and in prediction; of `training.preflight.preflight`."""
+    grey = [(v,) * 3 for v in (0.6, 0.4, 0.8)]
+    colors = dict(zip(PARTS, (*(class_colors(6) / 255), grey[0], (0.35, 0.6, 0.75), *grey[1:]), strict=True))
+    rows = [(stage["stage"], stage) for stage in result["stages"]] + [("prediction", result["prediction"])]
+    capacity = result["memory_per_chip"] / 2**30
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.7 + 0.55 * len(rows)), layout="constrained")
+        axes, drawn, longest = figure.add_subplot(facecolor="none"), set(), 0.0
+        for y, (_, part) in enumerate(rows):
+            if part["status"] != "compiled":
+                needed = part.get("needed")
+                text = part["status"] + (f", needs {needed / 2**30:.1f} GiB" if needed else "")
+                axes.annotate(text, (0, y), (4, 0), textcoords="offset points", va="center")
+                continue
+            memory, left = part["memory"], 0.0
+            sizes = {**memory["held"], "padding": memory["arguments"] - sum(memory["held"].values())}
+            sizes |= {name: memory[name] for name in ("temporaries", "outputs", "program")}
+            for name in (n for n in PARTS if sizes.get(n, 0) > 0):
+                width = sizes[name] / 2**30
+                label = None if name in drawn else PARTS[name]
+                axes.barh(y, width, left=left, height=0.6, color=colors[name], label=label, lw=0)
+                drawn.add(name)
+                left += width
+            words = f"{left:.3g} GiB, {left / capacity:.0%}"
+            axes.annotate(words, (left, y), (4, 0), textcoords="offset points", va="center")
+            longest = max(longest, left)
+        shown = longest > 0.05 * capacity or not longest
+        if shown:  # else the bars would be too thin to be seen beside it
+            axes.axvline(capacity, color=INK, lw=1.2)
+        end = 1.18 * max(longest, capacity * shown)
+        axes.set(xlim=(0, end), ylim=(len(rows) - 0.5, -0.6), xlabel=f"GiB; a chip has {capacity:.4g}")
+        axes.set_axisbelow(True)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_title(f"Memory of {result['title']} ({result['label']})", loc="left", fontweight="bold")
+        if drawn:
+            figure.legend(loc="outside lower center", ncols=min(len(drawn), 5))
+        axes.grid(axis="x")
+        return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """The figure on white, whole or not at all."""
     draft = path.with_name(f".{path.name}")

@@ -38,7 +38,9 @@ def _dry_stage(config: Config, index: int, dataset, plan, cache, mesh) -> dict[s
     if config.pretrained and index == 0:
         from_file(config.pretrained, prepared.parts.objective, prepared.state["params"], prepared.state["aux"])
     batch = sharding.put_batch(prepared.first, mesh)
-    compiled = compile_step(prepared, mesh).lower(prepared.state, prepared.frozen, batch).compile()
+    compiled = (
+        compile_step(prepared.parts, prepared.state, mesh).lower(prepared.state, prepared.frozen, batch).compile()
+    )
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     params = prepared.state["params"]
     groups = jax.tree_util.tree_leaves_with_path(assign_groups(params, stage.optim.groups))

@@ -133,8 +133,8 @@ def open_data(config: Config) -> tuple[Dataset, Dataset]:
     return whole, view if config.labelled is None else labelled_view(view, config.labelled)
 
 
-def open_plan(config: Config, dataset: Dataset, out: Path | None = None) -> Plan:
-    """The run's own plan when resuming, else the config's, the data set's, or one made now.
+def open_plan(config: Config, dataset: Dataset, out: Path | None = None, budget: str | None = None) -> Plan:
+    """The run's own plan when resuming, else the config's, the data set's, or one made for this machine or `budget`.
 
     With a domain held out the data set's own plan is left aside, for that domain's images had a part in it.
     """
@@ -146,7 +146,7 @@ def open_plan(config: Config, dataset: Dataset, out: Path | None = None) -> Plan
             return Plan.load(path)
     if config.plan:
         raise UserError("No such plan", file=config.plan, remedy=f"medseg data plan {config.data} makes one")
-    return make_plan(dataset, budget=jax.default_backend())
+    return make_plan(dataset, budget=budget or jax.default_backend())
 
 
 def refuse_problems(dataset: Dataset, stop: threading.Event | None = None) -> None:
@@ -338,40 +338,59 @@ class Prepared:
 def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cache: Cache, mesh: Mesh) -> Prepared:
     """Binds the stage's method to the data, draws the first batch, and lays out the state on the mesh."""
     stage = config.stages[index]
-    steps = stage.steps or plan.steps
-    spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
-    sample_size = stage.augment.sample_size(plan.patch_size, spacing)
+    size = sample_size(stage, plan)
     task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)
     if "start" in stage.objective.batch_spec:
         extent = cache.extent([case.id for case in dataset.subset("train")])
-        task = replace(task, extent=extent, sample_size=sample_size)
-    objective = stage.objective.bind(task)
+        task = replace(task, extent=extent, sample_size=size)
     feed = {
         **dict(cache=cache, dataset=dataset, plan=plan, mix=stage.mix, split="train"),
         "seed": config.seed * 1000 + index,
-        "sample_size": sample_size,
+        "sample_size": size,
         "process": (jax.process_index(), jax.process_count()),
     }
     first = pipeline.batch_at(step=0, **feed)
-    check_batch(objective, first)
-    params, _ = jax.eval_shape(lambda b: objective.init(jax.random.key(0), b), first)
-    optimizer = make_optimizer(stage.optim, steps, params)
-    parts = StepParts(objective, optimizer, stage, config.ema, spacing, plan.patch_size)
+    parts, steps = stage_parts(config, index, task, first)
     whole: dict[str, Any] = {**feed, "process": (0, 1)}
     start = pipeline.batch_at(step=0, **whole), feed["seed"]
-    make_state = partial(init_state, parts)
-    abstract = jax.eval_shape(make_state, *start)
+    state = abstract_state(parts, start, config, mesh)
+    frozen = jax.device_put(parts.objective.frozen(), sharding.replicated(mesh))
+    return Prepared(parts, steps, feed, first, partial(init_state, parts), start, state, frozen)
+
+
+def sample_size(stage: Stage, plan: Plan) -> tuple[int, ...]:
+    """Sides of the samples that are read, from which augmentation cuts patches."""
+    return stage.augment.sample_size(plan.patch_size, _spacing(plan))
+
+
+def _spacing(plan: Plan) -> tuple[float, ...]:
+    return tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
+
+
+def stage_parts(config: Config, index: int, task: Task, batch: Any) -> tuple[StepParts, int]:
+    """What a stage's step is made of, and its number of steps. The batch may be abstract: only shapes count."""
+    stage, plan = config.stages[index], task.plan
+    steps = stage.steps or plan.steps
+    objective = stage.objective.bind(task)
+    check_batch(objective, batch)
+    params, _ = jax.eval_shape(lambda b: objective.init(jax.random.key(0), b), batch)
+    optimizer = make_optimizer(stage.optim, steps, params)
+    return StepParts(objective, optimizer, stage, config.ema, _spacing(plan), plan.patch_size), steps
+
+
+def abstract_state(parts: StepParts, start: tuple[Any, int], config: Config, mesh: Mesh) -> Any:
+    """The state of step 0 as shapes with their places on the mesh. `start`: (batch, seed); it may be abstract."""
+    batch, seed = start
+    abstract = jax.eval_shape(lambda b: init_state(parts, b, seed), batch)
     places = sharding.state_shardings(abstract, config.rules, mesh)
-    state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
-    frozen = jax.device_put(objective.frozen(), sharding.replicated(mesh))
-    return Prepared(parts, steps, feed, first, make_state, start, state, frozen)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
 
 
-def compile_step(prepared: Prepared, mesh: Mesh) -> Any:
+def compile_step(parts: StepParts, state: Any, mesh: Mesh) -> Any:
     """The jitted step: state donated, and its out_shardings pinned, so that a resumed run is the same program."""
-    places = jax.tree.map(lambda s: s.sharding, prepared.state)
+    places = jax.tree.map(lambda s: s.sharding, state)
     return jax.jit(
-        sharding.within(mesh, make_step(prepared.parts)),
+        sharding.within(mesh, make_step(parts)),
         donate_argnums=0,
         out_shardings=(places, sharding.replicated(mesh)),
     )
@@ -382,7 +401,7 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
     config, mesh = setting.config, setting.mesh
     prepared = prepare_stage(config, index, setting.dataset, setting.plan, setting.cache, mesh)
     steps, feed, frozen = prepared.steps, prepared.feed, prepared.frozen
-    step_fn = compile_step(prepared, mesh)
+    step_fn = compile_step(prepared.parts, prepared.state, mesh)
     predict_fn = jax.jit(sharding.within(mesh, prepared.parts.objective.predict))
 
     # ------------------------------------------------------------ resume

@@ -21,3 +21,36 @@ def test_goals_that_are_missed_are_said_to_be(tmp_path):
     assert "| a | ≤ 1 **missed by 25 %** | 1.25 |  |" in page
     assert "| b | ≤ 1 reached | 0.5 | 7 |" in page
     assert "Versions: jax 1." in page
+
+
+def test_tables_of_preflight(tmp_path, monkeypatch):
+    """A row a stage, what does not fit with what it needs; a page keeps all that stands around the markers."""
+    spec = importlib.util.spec_from_file_location("preflight_tables", FILE.with_name("preflight.py"))
+    preflight = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preflight)
+    seconds = {"matrix units": 0.009, "HBM": 0.002, "interconnect": 0.001}
+    fine = {
+        "stage": "train",
+        "status": "compiled",
+        "rows_per_chip": 4.0,
+        "seconds": 61.0,
+        "memory": {"total": 4 * 2**30},
+        "counts": {"matmul_flops": 2e12, "bytes": 3e9, "collectives": {"all-reduce": {"count": 2, "bytes": 5e6}}},
+        "roofline": {"step": 0.009, "binds": "matrix units", "seconds": seconds, "efficiency": 0.9},
+    }
+    large = {"stage": "more", "status": "out of memory", "needed": 20 * 2**30, "rows_per_chip": 8.0}
+    found = {"chips": 16, "memory_per_chip": 16 * 2**30, "stages": [fine, large]}
+    results = tmp_path / "preflight.json"
+    results.write_text(json.dumps({"compiled": {f"{preflight.MODELS[0]} v5e-16": found}}))
+    monkeypatch.setattr(preflight, "RESULTS", results)
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- preflight -->old<!-- end of preflight -->b\n<!-- scaling --><!-- end of scaling -->c")
+    preflight.write_tables(page)
+    text = page.read_text()
+    row = "| unet_hippocampus | v5e-16 | train | 4 | 4.00 GiB (25%) | 2 | 3 | 5 MB | 9 ms | matrix units | 61 s |"
+    assert row in text
+    assert "| more | 8 | out of memory (needs 20.0 GiB) |" in text
+    assert "| unet_hippocampus | 16 | 4 | 5 | 2 | 1 | 9 | 90.0% |" in text
+    assert "old" not in text
+    assert text.startswith("a\n")
+    assert text.endswith("c")
