@@ -21,6 +21,7 @@ _HOME = {
     "CopyPaste": "methods.bcp",
     "DSU": "methods.domain_generalisation",
     "Dataset": "data.dataset",
+    "DeepLabV3Plus": "models.deeplabv3p",
     "EfficientUNet": "models.efficientnet",
     "FourierMixing": "methods.domain_generalisation",
     "Group": "config",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
     from medseg_jax.models.bcp_unet import BCPUNet
+    from medseg_jax.models.deeplabv3p import DeepLabV3Plus
     from medseg_jax.models.efficientnet import EfficientUNet
     from medseg_jax.models.med2d_segnet import Med2DSegNet
     from medseg_jax.models.resenc import ResEncUNet
