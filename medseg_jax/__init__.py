@@ -19,6 +19,7 @@ _HOME = {
     "BCPUNet": "models.bcp_unet",
     "Config": "config",
     "CopyPaste": "methods.bcp",
+    "DRLesions": "methods.dr_lesions",
     "DSU": "methods.domain_generalisation",
     "Dataset": "data.dataset",
     "DeepLabV3Plus": "models.deeplabv3p",
@@ -59,6 +60,7 @@ _HOME = {
     "predict": "inference.predict",
     "report": "evaluation.report",
     "train": "training.train",
+    "train_by_class": "training.by_class",
     "train_folds": "training.folds",
     "train_hold_out": "training.hold_out",
     "verify": "evaluation.verify",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from medseg_jax.inference.predict import predict
     from medseg_jax.methods.bcp import BCP, CopyPaste
     from medseg_jax.methods.domain_generalisation import DSU, FourierMixing, MixStyle
+    from medseg_jax.methods.dr_lesions import DRLesions
     from medseg_jax.methods.kms_noise import KMSNoise
     from medseg_jax.methods.mamba_sea import MambaSea
     from medseg_jax.methods.mean_teacher import MeanTeacher
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
     from medseg_jax.models.vnet import VNet
     from medseg_jax.models.xnet import XNet
     from medseg_jax.runtime.run import open_run
+    from medseg_jax.training.by_class import train_by_class
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.hold_out import train_hold_out
     from medseg_jax.training.train import train

@@ -30,7 +30,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from medseg_jax.data.plan import Plan
-from medseg_jax.models.blocks import Conv, Norm, dropout
+from medseg_jax.models.blocks import Conv, Norm, default_init, dropout
 from medseg_jax.models.efficientnet import EfficientNetEncoder
 from medseg_jax.models.network import Network
 from medseg_jax.models.resnet import ResNetEncoder
@@ -81,7 +81,9 @@ class DeepLabV3Plus(Network):
             raise UserError("No such encoder of DeepLabV3Plus", found=self.encoder, expected=", ".join(ENCODERS))
         if self.output_stride not in (8, 16):
             raise UserError("No such output stride of DeepLabV3Plus", found=self.output_stride, expected="8 or 16")
-        return DeepLabV3PlusModule(self, in_channels, out_channels, rngs)
+        module = DeepLabV3PlusModule(self, in_channels, out_channels, rngs)
+        default_init(module, rngs)
+        return module
 
 
 class DeepLabV3PlusModule(nnx.Module):
