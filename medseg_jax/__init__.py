@@ -19,8 +19,10 @@ _HOME = {
     "BCPUNet": "models.bcp_unet",
     "Config": "config",
     "CopyPaste": "methods.bcp",
+    "DRLesions": "methods.dr_lesions",
     "DSU": "methods.domain_generalisation",
     "Dataset": "data.dataset",
+    "DeepLabV3Plus": "models.deeplabv3p",
     "EfficientUNet": "models.efficientnet",
     "FourierMixing": "methods.domain_generalisation",
     "Group": "config",
@@ -59,6 +61,7 @@ _HOME = {
     "preflight": "training.preflight",
     "report": "evaluation.report",
     "train": "training.train",
+    "train_by_class": "training.by_class",
     "train_folds": "training.folds",
     "train_hold_out": "training.hold_out",
     "verify": "evaluation.verify",
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
     from medseg_jax.inference.predict import predict
     from medseg_jax.methods.bcp import BCP, CopyPaste
     from medseg_jax.methods.domain_generalisation import DSU, FourierMixing, MixStyle
+    from medseg_jax.methods.dr_lesions import DRLesions
     from medseg_jax.methods.kms_noise import KMSNoise
     from medseg_jax.methods.mamba_sea import MambaSea
     from medseg_jax.methods.mean_teacher import MeanTeacher
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
     from medseg_jax.methods.supervised import Supervised
     from medseg_jax.methods.wt_bcp import WTBCP, WTCopyPaste
     from medseg_jax.models.bcp_unet import BCPUNet
+    from medseg_jax.models.deeplabv3p import DeepLabV3Plus
     from medseg_jax.models.efficientnet import EfficientUNet
     from medseg_jax.models.med2d_segnet import Med2DSegNet
     from medseg_jax.models.resenc import ResEncUNet
@@ -99,6 +104,7 @@ if TYPE_CHECKING:
     from medseg_jax.models.vnet import VNet
     from medseg_jax.models.xnet import XNet
     from medseg_jax.runtime.run import open_run
+    from medseg_jax.training.by_class import train_by_class
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.hold_out import train_hold_out
     from medseg_jax.training.preflight import preflight

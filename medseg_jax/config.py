@@ -123,6 +123,7 @@ class Config:
         folds: how many folds there are.
         labelled: training patients or cases that keep their labels (names, or the first so many patients in sorted
             order), while all others become unlabelled; None = all that have one.
+        classes: the classes that are learned and scored, in this order; all others count as background. None = all.
         hold_out: domain that takes no part in training and selection, and is scored at the end; None = no domain is.
         oracle: choose the best weights on the domain that is held out, as many articles do; only to compare with them.
     """
@@ -145,6 +146,7 @@ class Config:
     fold: int | None = None
     folds: int = 5
     labelled: int | tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
     hold_out: str | None = None
     oracle: bool = False
 

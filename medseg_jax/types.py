@@ -5,7 +5,7 @@ l sequence, n states. Arrays are channels-last. `*s` stands for the spatial axes
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +115,7 @@ class Labels:
             overwrite earlier ones (nnU-Net's regions_class_order).
         scores: (name, values) of what the metrics judge instead of the classes, where these are not what one reports:
             rim and cup exclude each other and are predicted, disc (both) and cup are scored.
+        rest: further values that a label map may hold, of classes that are left out (`only`).
     """
 
     names: tuple[str, ...]
@@ -123,6 +124,7 @@ class Labels:
     exclusive: bool = True
     order: tuple[int, ...] | None = None
     scores: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    rest: tuple[int, ...] = ()
 
     @classmethod
     def simple(cls, *names: str, ignore: int | None = None) -> "Labels":
@@ -137,6 +139,25 @@ class Labels:
         values = tuple(tuple(v for v in range(2 ** len(names)) if v >> i & 1) for i in range(len(names)))
         return cls(names, values, exclusive=False)
 
+    def only(self, names: Sequence[str]) -> "Labels":
+        """Some of the classes, in this order; the same label maps encode them, and what else they hold is background.
+
+        One class alone is predicted by a sigmoid.
+
+        Raises:
+            UserError: no such class, one that is named twice, or none at all.
+        """
+        if unknown := [name for name in names if name not in self.names]:
+            raise UserError("No such class", found=", ".join(unknown), expected=", ".join(self.names))
+        if not names or len(set(names)) < len(names):
+            raise UserError("Classes are chosen once each", found=", ".join(names) or "none", expected="one or more")
+        index = [self.names.index(name) for name in names]
+        values = tuple(self.values[i] for i in index)
+        order = None if self.order is None else tuple(self.order[i] for i in index)
+        rest = self.known - {0, self.ignore, *(v for vs in values for v in vs)}
+        exclusive = self.exclusive and len(names) > 1
+        return Labels(tuple(names), values, self.ignore, exclusive, order, rest=tuple(sorted(rest)))
+
     @property
     def channels(self) -> int:
         """Output channels of a network: background + classes if exclusive, else one a class."""
@@ -148,12 +169,12 @@ class Labels:
         if not self.scores:
             return self
         names, values = zip(*self.scores, strict=True)
-        return Labels(names, values, self.ignore, exclusive=False)
+        return Labels(names, values, self.ignore, exclusive=False, rest=self.rest)
 
     @cached_property
     def known(self) -> frozenset[int]:
         """All values that a label map may hold."""
-        values = {0, *(v for vs in self.values for v in vs)}
+        values = {0, *self.rest, *(v for vs in self.values for v in vs)}
         return frozenset(values | ({self.ignore} if self.ignore is not None else set()))
 
     @cached_property
@@ -192,13 +213,18 @@ class Labels:
             codes[int(member[value] @ bits)] = value
         return codes
 
-    def decode(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities [*s, channels] -> label map [*s], uint8 where it fits, else uint16."""
+    def decode(self, probabilities: np.ndarray, thresholds: Sequence[float] | None = None) -> np.ndarray:
+        """Probabilities [*s, channels] -> label map [*s], uint8 where it fits, else uint16.
+
+        Args:
+            thresholds: above which a voxel belongs to each class, where classes may overlap; 0.5 by default.
+        """
         dtype = np.uint8 if max(self.known) < 256 else np.uint16
         if self.exclusive:
             lookup = np.array([0, *(vs[0] for vs in self.values)], dtype)
             return lookup[probabilities.argmax(-1)]
         code = np.zeros(probabilities.shape[:-1], np.uint16)
         for i in range(len(self.names)):
-            code |= (probabilities[..., i] > 0.5).astype(np.uint16) << np.uint16(i)
+            least = 0.5 if thresholds is None else thresholds[i]
+            code |= (probabilities[..., i] > least).astype(np.uint16) << np.uint16(i)
         return self._codes[code].astype(dtype)

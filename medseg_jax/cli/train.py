@@ -10,7 +10,8 @@ its plan), or an older run. Every field of the config can be overridden: --seed 
 --stages.0.optim.lr 3e-4, ... (medseg train CONFIG --fields lists them). The same command started again
 resumes where the run stopped. With --fold all, or --fold 0, --fold 1 ... one after the other or side by side, RUN
 becomes a cross-validation; once all folds are there, RUN/cross_validation holds their common scores. With --hold-out
-DOMAIN, or all, training and selection know nothing of one site, which is scored at the end: RUN/hold_out.md. On several
+DOMAIN, or all, training and selection know nothing of one site, which is scored at the end: RUN/hold_out.md. With
+--class all, or --class NAME, each class gets a network of its own, and RUN predicts them together. On several
 machines, start the same command on each of them: srun and TPU pods are recognised, else set COORDINATOR_ADDRESS,
 NUM_PROCESSES and PROCESS_ID."""
 
@@ -28,6 +29,9 @@ def main(argv: list[str]) -> int:
         "--hold-out", metavar="DOMAIN", help="leave a domain (site, scanner) out and score it; all: each in turn"
     )
     parser.add_argument(
+        "--class", dest="name", metavar="NAME", help="a network for this class alone, in RUN/class_NAME; all: for each"
+    )
+    parser.add_argument(
         "--oracle", action="store_true", help="with --hold-out: also choose weights on the domain itself, to compare"
     )
     parser.add_argument("--fresh", action="store_true", help="throw away what is in RUN and start anew")
@@ -37,8 +41,8 @@ def main(argv: list[str]) -> int:
     parser.mind(rest)
     if args.fold is not None and args.fold != "all" and not args.fold.isdigit():
         parser.error(f"--fold must be a number or all, not {args.fold}")
-    if args.fold is not None and args.hold_out is not None:
-        parser.error("--fold and --hold-out are two ways to share out the cases: choose one")
+    if sum(way is not None for way in (args.fold, args.hold_out, args.name)) > 1:
+        parser.error("--fold, --hold-out and --class each make several runs of one: choose one of them")
     if args.oracle and args.hold_out is None:
         parser.error("--oracle needs --hold-out")
 
@@ -52,6 +56,7 @@ def main(argv: list[str]) -> int:
         loaded = dataclasses.replace(loaded, stages=(*loaded.stages[:-1], last))
 
     from medseg_jax.runtime.distributed import joined
+    from medseg_jax.training.by_class import train_by_class
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.hold_out import train_hold_out
     from medseg_jax.training.train import Interrupted, train
@@ -62,6 +67,9 @@ def main(argv: list[str]) -> int:
             if args.hold_out is not None:
                 domain = None if args.hold_out == "all" else args.hold_out
                 train_hold_out(loaded, out, domain, oracle=args.oracle, fresh=args.fresh, report=not args.no_report)
+            elif args.name is not None:
+                name = None if args.name == "all" else args.name
+                train_by_class(loaded, out, name, fresh=args.fresh, report=not args.no_report)
             elif args.fold is None:
                 train(loaded, out, fresh=args.fresh, report=not args.no_report)
             else:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from medseg_jax.data.fingerprint import class_masks, nonzero_box
+from medseg_jax.data.fingerprint import class_masks, field_of_view, nonzero_box
 from medseg_jax.data.geometry import (
     from_canonical,
     low_resolution_axis,
@@ -40,6 +40,7 @@ from medseg_jax.data.geometry import (
     to_canonical,
 )
 from medseg_jax.data.plan import Plan
+from medseg_jax.ops.clahe import clahe_lab
 from medseg_jax.paths import cache_home
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
@@ -138,14 +139,28 @@ def preprocess(
                 "The image holds NaN or Inf", file=file, found=f"{bad} voxels of channel {channel}", remedy=remedy
             )
 
+    if (plan.crop_field or plan.clahe) and (image.dtype != np.uint8 or len(geometry.shape) != 2):
+        raise UserError(
+            "The plan's field of view and CLAHE are for 8-bit pictures",
+            file=file,
+            found=f"{image.dtype}, {len(geometry.shape)}-D",
+            remedy='set "crop_field" to false and "clahe" to null in plan.json',
+        )
     image = to_canonical(image, geometry, channels=True)  # [d, h, w, c]
     canonical_shape = image.shape[:3]
-    crop = nonzero_box(image) if plan.crop_nonzero else tuple((0, n) for n in canonical_shape)
+    crop = tuple((0, n) for n in canonical_shape)
+    if plan.crop_nonzero:
+        crop = nonzero_box(image)
+    elif plan.crop_field:
+        crop = ((0, 1), *field_of_view(image[0]))
     original = spacing_canonical(geometry)
     crop_shape = tuple(high - low for low, high in crop)
     shape, spacing = target_grid(crop_shape, original, plan)
     record = Record(canonical_shape, crop, shape, spacing, original)
-    image = _normalize(image[record.slices], plan)
+    image = image[record.slices]
+    if plan.clahe:
+        image = clahe_lab(image[0], plan.clahe["clip"], plan.clahe["grid"])[None]
+    image = _normalize(image, plan)
     if len(geometry.shape) == 2:
         # Pictures are shrunk by large factors: without a low-pass filter fine texture turns into noise.
         image = _low_pass(image, shape)
@@ -393,7 +408,9 @@ def cache_folder(dataset: "Dataset", plan: Plan, directory: str | Path | None = 
     """Where the cases of this data set under this plan are kept; named by what changes their arrays, and only that."""
     base = directory or cache_home() / "preprocessed"
     relevant = ("dim", "spacing", "working_size", "normalization", "crop_nonzero", "in_channels")
-    key = _digest([FORMAT, dataset.fingerprint(), [json.loads(json.dumps(getattr(plan, name))) for name in relevant]])
+    values = [getattr(plan, name) for name in relevant]
+    values += [value for value in (plan.crop_field, plan.clahe) if value]  # plans without them are older
+    key = _digest([FORMAT, dataset.fingerprint(), json.loads(json.dumps(values))])
     name = re.sub(r"[^\w.-]+", "_", dataset.name).strip(".") or "dataset"
     return Path(base).expanduser() / f"{name}-{key[:16]}"
 

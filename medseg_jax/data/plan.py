@@ -63,6 +63,9 @@ class Plan:
         working_size: (h, w) to which every picture is resized whatever its size, or None.
         neighbours: slices above and below that a 2-D network sees as further channels (2.5-D); those of the border
             are repeated.
+        crop_field: crop pictures to the field of view, the largest area that is not black (fundus photographs).
+        clahe: contrast-limited equalisation of the lightness of 8-bit colour pictures, before they are normalised:
+            {"clip": limit, "grid": (columns, rows)} as in `ops.clahe.clahe`; or None.
     """
 
     dim: int
@@ -80,6 +83,8 @@ class Plan:
     reasons: dict[str, str] = field(default_factory=dict)
     working_size: tuple[int, int] | None = None
     neighbours: int = 0
+    crop_field: bool = False
+    clahe: dict[str, Any] | None = None
 
     def __post_init__(self):
         _validate(self)
@@ -128,11 +133,14 @@ class Plan:
                 close = difflib.get_close_matches(key, fields, 1)
                 hint = f'did you mean "{close[0]}"?' if close else "delete it"
                 raise UserError(f'Unknown key "{key}" in the plan', expected=", ".join(fields), remedy=hint)
-        required = [name for name in fields if name not in ("reasons", "working_size", "neighbours")]
+        optional = ("reasons", "working_size", "neighbours", "crop_field", "clahe")
+        required = [name for name in fields if name not in optional]
         if missing := [name for name in required if name not in values]:
             raise UserError(
                 f"The plan lacks {', '.join(missing)}", remedy="medseg data plan DATASET writes a whole one"
             )
+        if isinstance(values.get("clahe"), dict):
+            values = {**values, "clahe": {key: _tuples(value) for key, value in values["clahe"].items()}}
         return cls(**{key: value if key == "reasons" else _tuples(value) for key, value in values.items()})
 
 
@@ -192,6 +200,12 @@ def _validate(plan: Plan) -> None:
 
     fine = _is_int(plan.neighbours, 0) and (plan.dim == 2 or plan.neighbours == 0)
     require(fine, "neighbours", "a whole number of slices with dim 2; 0 otherwise")
+
+    require(isinstance(plan.crop_field, bool), "crop_field", "true or false")
+    fine = isinstance(plan.clahe, dict) and set(plan.clahe) == {"clip", "grid"} and plan.in_channels == 3
+    fine = fine and plan.clahe is not None and _is_number(plan.clahe["clip"]) and ints(plan.clahe["grid"], 2)
+    expected = 'null, or with three channels {"clip": number, "grid": [columns, rows]}'
+    require(plan.clahe is None or fine, "clahe", expected)
 
     stages = len(plan.features) if isinstance(plan.features, tuple) else 0
     require(stages > 0 and ints(plan.features, stages), "features", "positive whole numbers, one a stage")

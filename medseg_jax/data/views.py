@@ -1,9 +1,10 @@
-"""The same data set seen otherwise: a fold of a cross-validation, a domain held out, or few labels.
+"""The same data set seen otherwise: a fold of a cross-validation, a domain held out, few labels, or some classes.
 
 A view has the same cases in the same order, so that indices of cases and preprocessed files stay what they are.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from medseg_jax.data.dataset import Dataset
@@ -89,6 +90,21 @@ def hold_out_view(dataset: Dataset, domain: str, *, oracle: bool = False) -> Dat
         for case in view.cases
     )
     return replace(view, cases=tuple(cases))
+
+
+def class_view(dataset: Dataset, classes: Sequence[str] | None) -> Dataset:
+    """The data set as one of these classes only (None: all); what else its label maps hold becomes background.
+
+    Raises:
+        UserError: no such class.
+    """
+    if classes is None:
+        return dataset
+    try:
+        return replace(dataset, labels=dataset.labels.only(classes))
+    except UserError as error:
+        error.file, error.remedy = dataset.root / "dataset.json", "change the config's `classes`"
+        raise
 
 
 def labelled_view(dataset: Dataset, labelled: int | tuple[str, ...]) -> Dataset:

@@ -127,9 +127,10 @@ def _open(run: Path) -> tuple[Any, Any, tuple[str, ...], Labels]:
     """config, plan, channels, labels."""
     from medseg_jax import config as configs
     from medseg_jax.data.plan import Plan
+    from medseg_jax.runtime.run import described
 
     config = configs.from_json(_read(run / "run.json")["config"])
-    return config, Plan.load(run / "plan.json"), *read_description(run / "dataset.json")
+    return config, Plan.load(run / "plan.json"), *described(run, config)
 
 
 def _records(run: Path) -> Iterator[Check]:

@@ -158,6 +158,8 @@ def _stamps(case: Case) -> dict[str, list[int]]:
 
 def weights_sha256(run: Run) -> str | None:
     """Hash of the checkpoint's manifest, which holds the hashes of all its files; None without checkpoints."""
+    if run.members:
+        return hashlib.sha256(repr([weights_sha256(member) for member in run.members]).encode()).hexdigest()
     manifests = run.path.glob(f"checkpoints/*/{run.checkpoint}/{run.step}.sha256.json")
     newest = sorted(manifests, key=lambda path: int(path.parts[-3].partition("_")[0]))[-1:]
     return json.loads(newest[0].read_text())["self"] if newest else None

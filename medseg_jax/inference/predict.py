@@ -10,6 +10,7 @@ a volume of all probabilities is held only if it is asked for, and then in a tem
     OUT/<case><ending>             label maps; NIfTI and arrays end as the input does, pictures are PNG, DICOM is NIfTI
     OUT/<case>.dcm                 on request, of DICOM series: DICOM-SEG that refers to the series (dicom_seg.py)
     OUT/probabilities/<case>.npz   on request: probabilities [*s, k] float16, classes [k]; and one image per class
+    OUT/merged/<case>.png          of runs that were trained class by class: one class a pixel (merge.py)
     OUT/uncertainty/               on request: <case>_entropy<ending> and others (uncertainty.py); <case>.npz
     OUT/dataset.json               the run's, so that `medseg evaluate OUT REFERENCE` knows the classes
     OUT/predict.json               weights (sha256), settings, finished cases; an interrupted prediction goes on from it
@@ -23,7 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from medseg_jax.data import io
 from medseg_jax.data.cache import Preprocessed, preprocess
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.geometry import from_canonical
-from medseg_jax.inference import dicom_seg, postprocess, tta, uncertainty
+from medseg_jax.inference import dicom_seg, merge, postprocess, tta, uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.ensemble import bounding_box, in_frame, in_lockstep, mean, member_slabs
 from medseg_jax.inference.journal import Journal, lock
@@ -121,7 +122,7 @@ def predict(
         overlap: least share of a window that its neighbour covers too, in [0, 1).
         batch_size: windows at once; default the plan's batch size.
         split: "train", "val" or "test" of a data set; default all its cases.
-        save_probabilities: also write the probabilities.
+        save_probabilities: also write the probabilities; runs that were trained class by class always do.
         save_uncertainty: also write maps of entropy and, where several predictions are averaged, of their variance and
             mutual information. It holds a slab for each of them, instead of one for all augmented views.
         save_dicom_seg: also write each label map as DICOM-SEG; all cases must be DICOM series.
@@ -151,6 +152,8 @@ def predict(
         save_dicom_seg,
         postprocess.load(folders, opened[0].checkpoint) if postprocessing == "chosen" else {},
     )
+    if opened[0].thresholds:
+        settings = replace(settings, probabilities=True)
     _check_settings(settings, opened)
     cases = find_cases(input, opened[0].channels, split)
     _refuse_output_among_inputs(cases, output)
@@ -159,9 +162,10 @@ def predict(
     written: list[Path] = []
     failed: dict[str, str] = {}
     with lock(output), Display(len(cases), progress) as display:
-        journal = Journal.open(output, opened, _that_matter(settings), overwrite)
-        if (opened[0].path / "dataset.json").is_file():
-            shutil.copyfile(opened[0].path / "dataset.json", output / "dataset.json")
+        journal = Journal.open(output, opened, _that_matter(settings, opened[0]), overwrite)
+        described = (opened[0].members or opened)[0].path / "dataset.json"
+        if described.is_file():
+            shutil.copyfile(described, output / "dataset.json")
         for case in cases:
             try:
                 label = journal.find(case, [*settings.extras, *([f"{case.id}.dcm"] if settings.dicom_seg else [])])
@@ -184,11 +188,12 @@ def _check_settings(settings: Settings, runs: Sequence[Run]) -> None:
         tta.check(settings.tta, run.plan.patch_size, run.plan.spacing or (None,) * 3)
 
 
-def _that_matter(settings: Settings) -> dict[str, Any]:
+def _that_matter(settings: Settings, run: Run) -> dict[str, Any]:
     """Settings that change the numbers, for the journal."""
     augmented = bool(settings.tta) if settings.tta in ((), ("flips",)) else sorted(settings.tta)
     cleaning = {"postprocessing": postprocess.to_json(settings.cleaning)} if settings.cleaning else {}
-    return {"tta": augmented, "overlap": settings.overlap, **cleaning}
+    chosen = {"thresholds": list(run.thresholds)} if run.thresholds else {}
+    return {"tta": augmented, "overlap": settings.overlap, **cleaning, **chosen}
 
 
 def _refuse_output_among_inputs(cases: Iterable[Case], output: Path) -> None:
@@ -230,6 +235,9 @@ def _predict_case(
     files = [target]
     if kept is not None:
         files += _write_probabilities(runs[0], kept, geometry, target)
+        if runs[0].thresholds and len(geometry.shape) == 2:
+            one = merge.one_map(from_canonical(kept, geometry), runs[0].thresholds)
+            files += merge.write(output / "merged", case.id, one, labels.names)
     if maps:
         files += _write_maps(maps, geometry, target)
     if settings.dicom_seg:
@@ -270,7 +278,7 @@ def segment(
     Returns:
         Label map [*s]; 0 outside the crop.
     """
-    labels = inputs[0][0].labels
+    labels, thresholds = inputs[0][0].labels, inputs[0][0].thresholds
     frame = bounding_box([prepared.record.crop for _, prepared in inputs])
     place = tuple(slice(low, high) for low, high in frame)
     axis = min(slab_axis(prepared.image.shape, run.plan.patch_size) for run, prepared in inputs)
@@ -295,7 +303,7 @@ def segment(
         probabilities = mean(parts)
         end = start + probabilities.shape[axis]
         rows = (slice(None),) * axis + (slice(start, end),)
-        label[place][rows] = labels.decode(probabilities)
+        label[place][rows] = labels.decode(probabilities, thresholds)
         if keep is not None:
             keep[place][rows] = probabilities
         if maps:

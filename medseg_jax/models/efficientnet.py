@@ -13,8 +13,8 @@ and norm of the encoder too, 412,160 for b0):
 |---|---|---|
 | b0 | 3,595,388 | 5,839,454 |
 | b1 | 6,101,024 | 8,345,090 |
-| b2 | 7,200,882 | 9,533,858 |
-| b3 | 10,091,176 | 12,610,258 |
+| b2 | 7,202,562 | 9,548,004 |
+| b3 | 10,103,336 | 12,566,282 |
 """
 
 import math
@@ -84,7 +84,8 @@ class EfficientNetEncoder(nnx.Module):
 
     Args:
         variant: "b0" to "b3".
-        output_stride: 32; or 16, where the last stride becomes a dilation of 2 (DeepLab).
+        output_stride: 32; or 16, where the last stride becomes a dilation of 2 (DeepLab); or 8, where the last two
+            become dilations of 2 and 4.
         drop_connect: probability that the last block's branch is skipped for a sample in training; less for earlier
             ones.
     """
@@ -94,26 +95,27 @@ class EfficientNetEncoder(nnx.Module):
         variant: Variant,
         in_channels: int,
         *,
-        output_stride: Literal[16, 32] = 32,
+        output_stride: Literal[8, 16, 32] = 32,
         drop_connect: float = 0.2,
         dtype: jnp.dtype | str = "float32",
         rngs: nnx.Rngs,
     ):
         if variant not in SCALING:
             raise UserError("No such EfficientNet", found=variant, expected=", ".join(SCALING))
-        if output_stride not in (16, 32):
-            raise UserError("No such output stride of EfficientNet", found=output_stride, expected="16 or 32")
+        if output_stride not in (8, 16, 32):
+            raise UserError("No such output stride of EfficientNet", found=output_stride, expected="8, 16 or 32")
         plain = {"dtype": dtype, "rngs": rngs}
         before = width(32, variant)
         self.stem = Conv(in_channels, before, (3, 3), 2, padding=same(3, 2), bias=False, **plain)
         self.norm = Norm("batch", before, eps=EPS, momentum=MOMENTUM)
         self.blocks = nnx.List([])
         self.ends, self.drop_connect = (*FEATURES[variant], sum(s.count for s in stages(variant))), drop_connect
-        dilated = self.ends[2] if output_stride == 16 else self.ends[3]
+        dilations = {8: (2, 4), 16: (1, 2), 32: (1, 1)}[output_stride]  # of what is beyond stride 8, and beyond 16
         channels = []
         for stage in stages(variant):
             for number in range(stage.count):
-                dilation = 2 if len(self.blocks) >= dilated else 1
+                beyond = sum(len(self.blocks) >= end for end in self.ends[1:3])
+                dilation = (1, *dilations)[beyond]
                 stride = stage.stride if number == 0 and dilation == 1 else 1
                 shape = (before, stage.channels, stage.kernel, stride, stage.expansion, dilation)
                 self.blocks.append(Bottleneck(*shape, **plain))

@@ -14,6 +14,9 @@ from medseg_jax.types import UserError
 
 LEVELS = 256
 
+STRIP = 64
+"""Rows whose colours are converted at once, so that memory stays that of the picture."""
+
 
 def clahe(
     image: UInt8[np.ndarray, "h w"], clip: float = 2.0, grid: tuple[int, int] = (8, 8)
@@ -142,7 +145,11 @@ def clahe_lab(
         eight_bit: a* and b* rounded to whole numbers on the way, as OpenCV's 8-bit L*a*b* does; this loses up to 24
             levels of saturated colours.
     """
-    lab8 = rgb_to_lab8(rgb)
-    lab = lab8 - np.array([0, 128, 128], np.float32) if eight_bit else rgb_to_lab(rgb)
-    lab[..., 0] = clahe(lab8[..., 0], clip, grid) / np.float32(2.55)
-    return lab_to_rgb(lab)
+    strips = [slice(i, i + STRIP) for i in range(0, len(rgb), STRIP)]  # a picture in float64 is large
+    lightness = clahe(np.concatenate([rgb_to_lab8(rgb[rows])[..., 0] for rows in strips]), clip, grid)
+    out = np.empty_like(rgb)
+    for rows in strips:
+        lab = rgb_to_lab8(rgb[rows]) - np.array([0, 128, 128], np.float32) if eight_bit else rgb_to_lab(rgb[rows])
+        lab[..., 0] = lightness[rows] / np.float32(2.55)
+        out[rows] = lab_to_rgb(lab)
+    return out

@@ -5,17 +5,20 @@ RUN/plan.json         the plan that was trained
 RUN/dataset.json      channels and classes
 RUN/checkpoints/<stage>/{last,best}/<step>
 
-A cross-validated run is a folder of runs, RUN/fold_0 ... RUN/fold_<K-1>.
+A cross-validated run is a folder of runs, RUN/fold_0 ... RUN/fold_<K-1>; one that was trained class by class is
+RUN/class_<name> ..., with RUN/thresholds.json.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from medseg_jax import config as configs
 from medseg_jax.data.dataset import read_description
@@ -40,6 +43,8 @@ class Run:
         step: optimiser steps of these weights, within their stage.
         checkpoint: "best" or "last".
         predict: image [b, *patch, c] -> probabilities [b, *patch, k]; jitted.
+        members: the runs of single classes that this one is put together from.
+        thresholds: probability above which a pixel is of each class; None: 0.5, or the likeliest class.
     """
 
     path: Path
@@ -50,11 +55,19 @@ class Run:
     step: int
     checkpoint: str
     predict: Predict
+    members: tuple["Run", ...] = ()
+    thresholds: tuple[float, ...] | None = None
 
 
 def stage_folder(run: Path, index: int, name: str) -> Path:
     """Where a stage keeps its checkpoints."""
     return run / "checkpoints" / f"{index}_{name}"
+
+
+def described(path: Path, config: configs.Config) -> tuple[tuple[str, ...], Labels]:
+    """(channels, classes) of a run."""
+    channels, labels = read_description(path / "dataset.json")
+    return channels, labels if config.classes is None else labels.only(config.classes)
 
 
 def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> Run:
@@ -77,7 +90,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
         )
     config: configs.Config = configs.from_json(json.loads((path / "run.json").read_text())["config"])
     plan = Plan.load(path / "plan.json")
-    channels, labels = read_description(path / "dataset.json")
+    channels, labels = described(path, config)
     for index, stage in reversed(list(enumerate(config.stages))):
         folder = stage_folder(path, index, stage.name) / checkpoint
         store = Checkpoints(folder, read_only=True)
@@ -133,15 +146,83 @@ def folds_of(path: Path) -> list[Path]:
     return folders
 
 
+def class_folder(out: Path, name: str) -> Path:
+    """Where a run that is trained class by class keeps a class."""
+    return out / f"class_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}"
+
+
+def is_by_class(path: Path) -> bool:
+    """Whether this is the folder of a run that is trained class by class."""
+    return not (path / "run.json").is_file() and any(path.glob("class_*/run.json"))
+
+
+def open_by_class(path: Path, checkpoint: Literal["best", "last"]) -> Run:
+    """The networks of single classes as one run, whose probabilities stand beside each other.
+
+    All see the same preprocessed windows, so that an image is prepared and cut once.
+
+    Raises:
+        UserError: as `open_run`; a class is missing, or the plans differ.
+    """
+    found = sorted(path.glob("class_*/run.json"))
+    wanted = json.loads((path / "classes.json").read_text(encoding="utf-8"))
+    if missing := [name for name in wanted if not (class_folder(path, name) / "run.json").is_file()]:
+        raise UserError(
+            "Not all classes are trained",
+            file=path,
+            found=f"no {', '.join(missing)}",
+            expected=", ".join(wanted),
+            remedy=f"train the others (medseg train CONFIG --class all --out {path}), or name one: {found[0].parent}",
+        )
+    members = tuple(open_run(class_folder(path, name), checkpoint) for name in wanted)
+    first = members[0]
+    plan = replace(first.plan, classes=tuple(wanted), reasons={})
+    for run in members[1:]:
+        if replace(run.plan, classes=tuple(wanted), reasons={}) != plan:
+            raise UserError("The classes were trained with different plans", file=run.path, expected=first.path)
+
+    def predict(image: Any) -> Any:
+        return jnp.concatenate([run.predict(image) for run in members], -1)
+
+    config = replace(first.config, classes=tuple(wanted))
+    _, labels = described(first.path, config)
+    thresholds = load_thresholds(path, checkpoint, wanted)
+    labels = replace(labels, exclusive=False)
+    return Run(path, config, plan, labels, first.channels, first.step, checkpoint, predict, members, thresholds)
+
+
+THRESHOLDS = "thresholds.json"
+
+
+def load_thresholds(run: Path, checkpoint: str, names: Sequence[str]) -> tuple[float, ...] | None:
+    """The thresholds chosen for the weights of a run, or None where none were.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run / THRESHOLDS
+    if not file.is_file():
+        return None
+    try:
+        chosen = json.loads(file.read_text(encoding="utf-8"))[checkpoint]
+        return tuple(float(chosen[name]) for name in names)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "The thresholds cannot be read", file=file, found=f"{type(error).__name__}: {error}", remedy="delete it"
+        ) from error
+
+
 def open_runs(runs: Sequence[Run | str | Path], checkpoint: Literal["best", "last"] = "best") -> list[Run]:
-    """Opens runs that are to predict together, a cross-validated one as all its folds.
+    """Opens runs that are to predict together, a cross-validated one as all its folds, one of single classes as one.
 
     Raises:
         UserError: as `open_run`; or they differ in channels or classes.
     """
     opened: list[Run] = []
     for run in runs:
-        if isinstance(run, str | Path):
+        if isinstance(run, str | Path) and is_by_class(Path(run)):
+            opened.append(open_by_class(Path(run).absolute(), checkpoint))
+        elif isinstance(run, str | Path):
             opened += [open_run(path, checkpoint) for path in folds_of(Path(run)) or [Path(run)]]
         else:
             opened.append(run)

@@ -24,7 +24,7 @@ from pathlib import Path
 from medseg_jax.config import Config
 from medseg_jax.data import io, synthetic
 from medseg_jax.data.dataset import Dataset
-from medseg_jax.data.views import fold_view
+from medseg_jax.data.views import class_view, fold_view
 from medseg_jax.runtime.log import say
 from medseg_jax.runtime.run import fold_folder
 from medseg_jax.types import UserError
@@ -85,7 +85,7 @@ def summarise(config: Config, out: Path) -> None:
 
     if jax.process_index() != 0:
         return
-    dataset = synthetic.open_data(config.data)
+    dataset = class_view(synthetic.open_data(config.data), config.classes)
     folders = {checkpoint: out / "cross_validation" / checkpoint for checkpoint in ("last", "best")}
     for checkpoint, target in folders.items():
         shutil.rmtree(target, ignore_errors=True)

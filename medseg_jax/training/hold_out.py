@@ -22,7 +22,7 @@ from typing import Any
 from medseg_jax.config import Config
 from medseg_jax.data import io, synthetic
 from medseg_jax.data.dataset import Dataset
-from medseg_jax.data.views import hold_out_view
+from medseg_jax.data.views import class_view, hold_out_view
 from medseg_jax.runtime.log import say
 from medseg_jax.types import UserError
 
@@ -84,7 +84,7 @@ def train_hold_out(
                 shutil.rmtree(folder / "target", ignore_errors=True)
             train(one, folder, fresh=fresh, report=report)
             if report and jax.process_index() == 0:
-                score_target(folder, view, name)
+                score_target(folder, class_view(view, config.classes), name)
         if oracle:
             train(replace(one, oracle=True), hold_out_folder(out, name, "oracle"), fresh=fresh, report=report)
     if report and jax.process_index() == 0:
@@ -134,7 +134,7 @@ def summarise(config: Config, out: Path) -> dict[str, Any]:
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
 
-    dataset = synthetic.open_data(config.data)
+    dataset = class_view(synthetic.open_data(config.data), config.classes)
     done = [name for name in dataset.domains if _is_scored(hold_out_folder(out, name))]
     wanted = {id for name in done for id in _target(dataset, name)}
     cases = tuple(replace(case, split="test") for case in dataset.cases if case.id in wanted)

@@ -29,7 +29,7 @@ from medseg_jax.data.cache import Cache, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan, make_plan
 from medseg_jax.data.verify import check_dataset
-from medseg_jax.data.views import fold_view, hold_out_view, labelled_view
+from medseg_jax.data.views import class_view, fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
 from medseg_jax.runtime import distributed, sharding
@@ -125,12 +125,13 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
 
 def open_data(config: Config) -> tuple[Dataset, Dataset]:
-    """The data set without what the config holds out, and the view of it that the config has: fold, labelled cases."""
+    """The data set without what the config holds out, and the config's view of it: fold, labelled cases, classes."""
     whole = synthetic.open_data(config.data)
     if config.hold_out is not None:
         whole = hold_out_view(whole, config.hold_out, oracle=config.oracle)
     view = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
-    return whole, view if config.labelled is None else labelled_view(view, config.labelled)
+    view = view if config.labelled is None else labelled_view(view, config.labelled)
+    return whole, class_view(view, config.classes)
 
 
 def open_plan(config: Config, dataset: Dataset, out: Path | None = None, budget: str | None = None) -> Plan:
@@ -141,12 +142,11 @@ def open_plan(config: Config, dataset: Dataset, out: Path | None = None, budget:
     candidates = [out / "plan.json"] if out else []
     own = [dataset.root / "plan.json"] if config.hold_out is None else []
     candidates += [Path(config.plan)] if config.plan else own
-    for path in candidates:
-        if path.exists():
-            return Plan.load(path)
-    if config.plan:
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None and config.plan:
         raise UserError("No such plan", file=config.plan, remedy=f"medseg data plan {config.data} makes one")
-    return make_plan(dataset, budget=budget or jax.default_backend())
+    plan = Plan.load(found) if found else make_plan(dataset, budget=budget or jax.default_backend())
+    return plan if config.classes is None else replace(plan, classes=config.classes)
 
 
 def refuse_problems(dataset: Dataset, stop: threading.Event | None = None) -> None:
