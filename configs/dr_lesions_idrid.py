@@ -7,7 +7,7 @@
 MA microaneurysms, HE haemorrhages, SE soft and EX hard exudates; small ones first, since of equal probabilities the
 first class wins in the merged map. On a GPU, the plan trains each for 40,000 steps on patches of 512 x 512. On two CPU
 cores, minutes a lesion: --plan configs/plans/dr_lesions_idrid_small.json --ema 0.98. ImageNet weights of the encoder
-(segmentation_models_pytorch, timm): --pretrained FILE. Expected and observed: docs/how-to/lesions.md.
+(segmentation_models_pytorch, timm): --pretrained FILE. Not trained yet.
 """
 
 from medseg_jax import Augment, Config, DeepLabV3Plus, DRLesions, Mix, Optim, Stage
@@ -22,5 +22,4 @@ config = Config(
     classes=("MA", "HE", "SE", "EX"),
     plan="configs/plans/dr_lesions_idrid.json",
     ema=0.999,
-    lesions=True,
 )

@@ -19,5 +19,4 @@ config = Config(
     classes=("MA", "HE", "SE", "EX"),
     plan="configs/plans/dr_lesions_idrid.json",
     ema=0.999,
-    lesions=True,
 )

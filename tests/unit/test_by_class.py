@@ -107,7 +107,7 @@ def trained(tmp_path_factory):
 
 
 def test_each_class_has_a_run_and_all_are_scored_together(trained):
-    data, config, out = trained
+    _data, _config, out = trained
     run = open_run(out / "class_organ")
     assert (run.plan.classes, run.labels.names, run.labels.channels) == (("organ",), ("organ",), 1)
     thresholds = json.loads((out / "thresholds.json").read_text())
@@ -156,7 +156,7 @@ def test_it_goes_on_where_it_stopped_and_refuses_what_does_not_belong(trained, c
 
 
 def test_one_network_for_some_classes(trained, tmp_path):
-    data, config, _ = trained
+    _data, config, _ = trained
     net = config.stages[0].objective.net
     with pytest.raises(UserError, match="may overlap"):
         train(replace(config, classes=("vessel", "organ")), tmp_path / "refused", report=False)
