@@ -83,7 +83,8 @@ def fundus(h=120, w=200):
     y, x = np.mgrid[:h, :w]
     disc = (y - 60) ** 2 + (x - 90) ** 2 < 45**2
     rng = np.random.default_rng(0)
-    image = np.where(disc[..., None], [180, 90, 40, *rng.integers(-20, 20, (h, w, 3))], rng.integers(0, 9, (h, w, 3)))
+    retina = np.array([180, 90, 40]) + rng.integers(-20, 20, (h, w, 3))
+    image = np.where(disc[..., None], retina, rng.integers(0, 9, (h, w, 3)))
     image[5, 190] = 255  # a hot pixel, and a stamp in the corner
     image[100:110, 180:195] = 200
     return image.astype(np.uint8), disc

@@ -55,6 +55,8 @@ def make_run(folder: Path, patch: tuple[int, ...], channels: int, threshold: flo
         predict=network,
         checkpoint="best",
         step=1,
+        members=(),
+        thresholds=None,
     )
 
 

@@ -58,8 +58,8 @@ def test_what_is_no_choice_is_refused():
 
 
 def test_rules_of_merging():
-    tau = [0.5, 0.2]
-    p = np.array([[0.0, 0.0], [0.5, 0.2], [0.6, 0.2], [0.6, 0.9], [0.75, 0.6], [1.0, 1.0]])
+    tau = [0.5, 0.25]
+    p = np.array([[0.0, 0.0], [0.5, 0.25], [0.6, 0.25], [0.6, 0.9], [0.75, 0.625], [1.0, 1.0]])
     np.testing.assert_array_equal(one_map(p, tau), [0, 0, 1, 2, 1, 1])  # of equal margins the first class
 
 

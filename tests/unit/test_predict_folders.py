@@ -58,7 +58,15 @@ def make_run(folder: Path, patch: tuple[int, ...] = (4, 6, 8), network=threshold
     plan = make_plan(patch, in_channels=len(channels), normalization=({"scheme": "none"},) * len(channels), **changes)
     labels = Labels(plan.classes, tuple((i + 1,) for i in range(len(plan.classes))))
     return SimpleNamespace(
-        path=folder, plan=plan, labels=labels, channels=channels, predict=network, checkpoint="best", step=7
+        path=folder,
+        plan=plan,
+        labels=labels,
+        channels=channels,
+        predict=network,
+        checkpoint="best",
+        step=7,
+        members=(),
+        thresholds=None,
     )
 
 
