@@ -5,7 +5,8 @@ RUN/plan.json         the plan that was trained
 RUN/dataset.json      channels and classes
 RUN/checkpoints/<stage>/{last,best}/<step>
 
-A cross-validated run is a folder of runs, RUN/fold_0 ... RUN/fold_<K-1>.
+A cross-validated run is a folder of runs, RUN/fold_0 ... RUN/fold_<K-1>. An exported run (inference/export.py) has
+weights.safetensors instead of checkpoints, and in run.json nothing but what others need.
 """
 
 import json
@@ -20,11 +21,15 @@ import jax
 from medseg_jax import config as configs
 from medseg_jax.data.dataset import read_description
 from medseg_jax.data.plan import Plan
-from medseg_jax.methods.objective import Task
+from medseg_jax.methods.objective import Objective, Task, Tree
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree, verify_manifest
+from medseg_jax.runtime.tensors import load_tree
 from medseg_jax.types import Labels, UserError
 
 type Predict = Callable[[Any], Any]
+
+WEIGHTS = "weights.safetensors"
+"""In an exported run, its (params, aux)."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,12 @@ class Run:
         plan: how cases are preprocessed.
         labels: the classes.
         channels: names of the input channels.
-        step: optimiser steps of these weights, within their stage.
+        stage: index of the stage that these weights come from.
+        step: their optimiser steps, within the stage.
         checkpoint: "best" or "last".
         predict: image [b, *patch, c] -> probabilities [b, *patch, k]; jitted.
+        objective: the bound method; `predict` calls its `predict` with `variables`.
+        variables: (params, aux, frozen).
     """
 
     path: Path
@@ -47,9 +55,12 @@ class Run:
     plan: Plan
     labels: Labels
     channels: tuple[str, ...]
+    stage: int
     step: int
     checkpoint: str
     predict: Predict
+    objective: Objective
+    variables: tuple[Tree, Tree, Tree]
 
 
 def stage_folder(run: Path, index: int, name: str) -> Path:
@@ -62,7 +73,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
 
     Args:
         path: the run's folder.
-        checkpoint: "best" on validation, or "last".
+        checkpoint: "best" on validation, or "last"; an exported run has one of them only, and that is opened.
 
     Raises:
         UserError: no run there, no undamaged weights, or a config that names classes outside this package.
@@ -78,6 +89,17 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
     config: configs.Config = configs.from_json(json.loads((path / "run.json").read_text())["config"])
     plan = Plan.load(path / "plan.json")
     channels, labels = read_description(path / "dataset.json")
+    task = Task(plan, labels, plan.channels_seen)
+
+    def opened(stage: int, step: int, checkpoint: str, params: Tree, aux: Tree) -> Run:
+        objective = config.stages[stage].objective.bind(task)
+        variables = (params, aux, objective.frozen())
+        predict = partial(jax.jit(objective.predict), *variables)
+        return Run(path, config, plan, labels, channels, stage, step, checkpoint, predict, objective, variables)
+
+    if (path / WEIGHTS).is_file():
+        (params, aux), said = load_tree(path / WEIGHTS)
+        return opened(int(said["stage"]), int(said["step"]), said["checkpoint"], params, aux)
     for index, stage in reversed(list(enumerate(config.stages))):
         folder = stage_folder(path, index, stage.name) / checkpoint
         store = Checkpoints(folder, read_only=True)
@@ -91,10 +113,8 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
                 )
             state = restore_tree(folder / str(step))
             weights = state.get("ema") or state["params"]
-            objective = stage.objective.bind(Task(plan, labels, plan.channels_seen))
             aux = {name: value for name, value in state["aux"].items() if name != "cases"}
-            predict = partial(jax.jit(objective.predict), weights, aux, objective.frozen())
-            return Run(path, config, plan, labels, channels, step, checkpoint, predict)
+            return opened(index, step, checkpoint, weights, aux)
     raise UserError(
         f"The run has no {checkpoint} weights yet",
         file=path / "checkpoints",
