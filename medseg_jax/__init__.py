@@ -54,6 +54,7 @@ _HOME = {
     "convert": "data.convert",
     "corrupt": "data.label_noise",
     "evaluate": "evaluation.evaluate",
+    "export": "inference.export",
     "make_phantoms": "data.synthetic",
     "make_plan": "data.plan",
     "open_run": "runtime.run",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
     from medseg_jax.evaluation.verify import verify
+    from medseg_jax.inference.export import export
     from medseg_jax.inference.predict import predict
     from medseg_jax.methods.bcp import BCP, CopyPaste
     from medseg_jax.methods.domain_generalisation import DSU, FourierMixing, MixStyle

@@ -23,6 +23,7 @@ VERBS = {
     "compare": "is one model better than another? paired test over the same cases",
     "audit": "which training labels are probably wrong, and where (runs of KMSNoise)",
     "verify": "is a run what it says? manifests, weights, data, splits, log, scores",
+    "export": "a run as StableHLO, ONNX or safetensors for others, with a model card",
     "report": "one self-contained HTML page of a run",
 }
 

@@ -34,6 +34,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from medseg_jax.ops.plain import plain_wanted
+
 type Padding = str | Sequence[tuple[int, int]]
 
 
@@ -97,7 +99,7 @@ def conv(
     depthwise = groups > 1 and kernel.shape[-2:] == (1, groups)
     wide = dim == 2 and min(kernel.shape[2:]) >= WIDE
     foldable = (dim == 3 or wide) and groups == 1 and 1 in (max(window.strides), max(dilations))
-    return (_by_platform if depthwise or foldable else _plain)(x, kernel, window)
+    return (_by_platform if (depthwise or foldable) and not plain_wanted() else _plain)(x, kernel, window)
 
 
 def conv_transpose(

@@ -6,7 +6,8 @@ RUN/dataset.json      channels and classes
 RUN/checkpoints/<stage>/{last,best}/<step>
 
 A cross-validated run is a folder of runs, RUN/fold_0 ... RUN/fold_<K-1>; one that was trained class by class is
-RUN/class_<name> ..., with RUN/thresholds.json.
+RUN/class_<name> ..., with RUN/thresholds.json. An exported run (inference/export.py) has weights.safetensors instead of
+checkpoints, and in run.json nothing but what others need.
 """
 
 import json
@@ -23,11 +24,15 @@ import jax.numpy as jnp
 from medseg_jax import config as configs
 from medseg_jax.data.dataset import read_description
 from medseg_jax.data.plan import Plan
-from medseg_jax.methods.objective import Task
+from medseg_jax.methods.objective import Objective, Task, Tree
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree, verify_manifest
+from medseg_jax.runtime.tensors import load_tree
 from medseg_jax.types import Labels, UserError
 
 type Predict = Callable[[Any], Any]
+
+WEIGHTS = "weights.safetensors"
+"""In an exported run, its (params, aux)."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,12 @@ class Run:
         plan: how cases are preprocessed.
         labels: the classes.
         channels: names of the input channels.
-        step: optimiser steps of these weights, within their stage.
+        stage: index of the stage that these weights come from.
+        step: their optimiser steps, within the stage.
         checkpoint: "best" or "last".
         predict: image [b, *patch, c] -> probabilities [b, *patch, k]; jitted.
+        objective: the bound method; `predict` calls its `predict` with `variables`. None with `members`.
+        variables: (params, aux, frozen). None with `members`.
         members: the runs of single classes that this one is put together from.
         thresholds: probability above which a pixel is of each class; None: 0.5, or the likeliest class.
     """
@@ -52,9 +60,12 @@ class Run:
     plan: Plan
     labels: Labels
     channels: tuple[str, ...]
+    stage: int
     step: int
     checkpoint: str
     predict: Predict
+    objective: Objective | None = None
+    variables: tuple[Tree, Tree, Tree] | None = None
     members: tuple["Run", ...] = ()
     thresholds: tuple[float, ...] | None = None
 
@@ -75,7 +86,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
 
     Args:
         path: the run's folder.
-        checkpoint: "best" on validation, or "last".
+        checkpoint: "best" on validation, or "last"; an exported run has one of them only, and that is opened.
 
     Raises:
         UserError: no run there, no undamaged weights, or a config that names classes outside this package.
@@ -91,6 +102,17 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
     config: configs.Config = configs.from_json(json.loads((path / "run.json").read_text())["config"])
     plan = Plan.load(path / "plan.json")
     channels, labels = described(path, config)
+    task = Task(plan, labels, plan.channels_seen)
+
+    def opened(stage: int, step: int, checkpoint: str, params: Tree, aux: Tree) -> Run:
+        objective = config.stages[stage].objective.bind(task)
+        variables = (params, aux, objective.frozen())
+        predict = partial(jax.jit(objective.predict), *variables)
+        return Run(path, config, plan, labels, channels, stage, step, checkpoint, predict, objective, variables)
+
+    if (path / WEIGHTS).is_file():
+        (params, aux), said = load_tree(path / WEIGHTS)
+        return opened(int(said["stage"]), int(said["step"]), said["checkpoint"], params, aux)
     for index, stage in reversed(list(enumerate(config.stages))):
         folder = stage_folder(path, index, stage.name) / checkpoint
         store = Checkpoints(folder, read_only=True)
@@ -104,10 +126,8 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
                 )
             state = restore_tree(folder / str(step))
             weights = state.get("ema") or state["params"]
-            objective = stage.objective.bind(Task(plan, labels, plan.channels_seen))
             aux = {name: value for name, value in state["aux"].items() if name != "cases"}
-            predict = partial(jax.jit(objective.predict), weights, aux, objective.frozen())
-            return Run(path, config, plan, labels, channels, step, checkpoint, predict)
+            return opened(index, step, checkpoint, weights, aux)
     raise UserError(
         f"The run has no {checkpoint} weights yet",
         file=path / "checkpoints",
@@ -188,7 +208,10 @@ def open_by_class(path: Path, checkpoint: Literal["best", "last"]) -> Run:
     _, labels = described(first.path, config)
     thresholds = load_thresholds(path, checkpoint, wanted)
     labels = replace(labels, exclusive=False)
-    return Run(path, config, plan, labels, first.channels, first.step, checkpoint, predict, members, thresholds)
+    return replace(
+        first, path=path, config=config, plan=plan, labels=labels, predict=predict, objective=None, variables=None,
+        members=members, thresholds=thresholds,
+    )  # fmt: skip
 
 
 THRESHOLDS = "thresholds.json"

@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from medseg_jax.ops.plain import plain_wanted
 from medseg_jax.ops.scan.choice import chosen_backend
 from medseg_jax.ops.scan.chunked import chunked
 from medseg_jax.ops.scan.problem import Parameters, Sequences, pick, state_dtype
@@ -55,7 +56,8 @@ def selective_scan(
         backend: "reference" (`lax.scan`) and "associative" keep all states for the backward pass; "chunked" runs
             everywhere and keeps chunk boundaries; "pallas_tpu" and "mosaic_gpu" (Hopper or newer) are kernels. "auto"
             is decided when the program is lowered, by the platform it is lowered for: `chosen_backend(platform)` says
-            what is taken and why. Where sizes are symbolic (`jax.export`) it is "chunked".
+            what is taken and why. Where sizes are symbolic (`jax.export`) it is "chunked", within
+            `ops.plain.plain_forms` "reference".
         chunk: steps between the states kept for the backward pass (every backend has a default that suits it).
         mesh: with `rows` and/or `channels`, run one scan per device of this mesh (kernels cannot be split by the
             compiler): `rows` names the axes that split b, `channels` the axis that splits d within each group; the
@@ -90,6 +92,8 @@ def _auto(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backend: str
     """All kernels that could be meant are traced; the lowering keeps that of its platform."""
     del backend
     scan = functools.partial(_one_device, flags=flags, chunk=chunk)
+    if plain_wanted():
+        return scan(seq, par, backend="reference")
     sizes_known = all(isinstance(size, int) for x in seq for size in x.shape)
     asked = {"states": par.A.shape[-1], "dtype": state_dtype(*seq, par.A), "chunk": chunk}
     chosen = {platform: chosen_backend(platform, **asked).backend for platform in ("tpu", "cuda") if sizes_known}
