@@ -1,14 +1,14 @@
-"""Vessels of an unseen site: plain U-Net.
+"""An unseen site: U-Net with DSU.
 
 A row of the study `domain_generalisation` (benchmarks/studies):
 
-    medseg train configs/unseen_vessels/unet.py --hold-out all --out runs/unet
+    medseg train configs/unseen_sites/dsu.py --hold-out all --out runs/dsu
 
 Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
 """
 
-from medseg_jax import Config, Mix, Optim, Stage, Supervised, UNet
+from medseg_jax import DSU, Config, Mix, Optim, Stage, UNet
 
 net = UNet.isotropic(2, 16, 32, 64, 128)
-stage = Stage(Supervised(net), optim=Optim(lr=3e-3, warmup=20), mix=Mix(balance="domain"))
+stage = Stage(DSU(net), optim=Optim(lr=3e-3, warmup=20), mix=Mix(balance="domain"))
 config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=250)

@@ -1,8 +1,8 @@
-"""Vessels of an unseen site: U-Net with Fourier amplitude mixing.
+"""An unseen site: U-Net with Fourier amplitude mixing.
 
 A row of the study `domain_generalisation` (benchmarks/studies):
 
-    medseg train configs/unseen_vessels/fourier.py --hold-out all --out runs/fourier
+    medseg train configs/unseen_sites/fourier.py --hold-out all --out runs/fourier
 
 Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
 """

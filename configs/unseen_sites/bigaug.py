@@ -1,8 +1,8 @@
-"""Vessels of an unseen site: U-Net with strong intensity augmentation (BigAug).
+"""An unseen site: U-Net with strong intensity augmentation (BigAug).
 
 A row of the study `domain_generalisation` (benchmarks/studies):
 
-    medseg train configs/unseen_vessels/bigaug.py --hold-out all --out runs/bigaug
+    medseg train configs/unseen_sites/bigaug.py --hold-out all --out runs/bigaug
 
 Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
 """

@@ -1,8 +1,8 @@
-"""Vessels of an unseen site: plain VM-UNet.
+"""An unseen site: plain VM-UNet.
 
 A row of the study `domain_generalisation` (benchmarks/studies):
 
-    medseg train configs/unseen_vessels/vmunet.py --hold-out all --out runs/vmunet
+    medseg train configs/unseen_sites/vmunet.py --hold-out all --out runs/vmunet
 
 Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
 """

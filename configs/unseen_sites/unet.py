@@ -1,14 +1,14 @@
-"""Vessels of an unseen site: U-Net with MixStyle.
+"""An unseen site: plain U-Net.
 
 A row of the study `domain_generalisation` (benchmarks/studies):
 
-    medseg train configs/unseen_vessels/mixstyle.py --hold-out all --out runs/mixstyle
+    medseg train configs/unseen_sites/unet.py --hold-out all --out runs/unet
 
 Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
 """
 
-from medseg_jax import Config, Mix, MixStyle, Optim, Stage, UNet
+from medseg_jax import Config, Mix, Optim, Stage, Supervised, UNet
 
 net = UNet.isotropic(2, 16, 32, 64, 128)
-stage = Stage(MixStyle(net), optim=Optim(lr=3e-3, warmup=20), mix=Mix(balance="domain"))
+stage = Stage(Supervised(net), optim=Optim(lr=3e-3, warmup=20), mix=Mix(balance="domain"))
 config = Config(data="data/vessels", stages=(stage,), plan="configs/plans/mamba_sea_vessels.json", validate_every=250)

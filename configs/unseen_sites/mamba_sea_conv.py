@@ -1,8 +1,8 @@
-"""Vessels of an unseen site: Mamba-Sea with a convolution in place of each scan.
+"""An unseen site: Mamba-Sea with a convolution in place of each scan.
 
 A row of the study `domain_generalisation` (benchmarks/studies):
 
-    medseg train configs/unseen_vessels/mamba_sea_conv.py --hold-out all --out runs/mamba_sea_conv
+    medseg train configs/unseen_sites/mamba_sea_conv.py --hold-out all --out runs/mamba_sea_conv
 
 Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
 """
