@@ -1,10 +1,10 @@
 """Which way of training serves a site that nobody has seen? Each site is left out in turn.
 
-Optic discs of two sites, for networks with and without scans; retinal vessels of four, for the methods on a U-Net (there
-the scan networks find no vessel within 500 steps). Within a data set all have the same plan, steps, batches and geometry
-of augmentation; the two networks have about as many parameters. The target takes no part in anything; learning rates come
-from a few short runs on source sites. A record's scores are those of all sites pooled, each predicted by the weights that
-never saw it; "domains" has them one by one.
+Optic discs of two sites, for networks with and without scans; retinal vessels of four, for the methods on a U-Net
+(there the scan networks find no vessel within 500 steps). Within a data set all have the same plan, steps, batches and
+geometry of augmentation; the two networks have about as many parameters. The target takes no part in anything; learning
+rates come from a few short runs on source sites. A record's scores are those of all sites pooled, each predicted by the
+weights that never saw it; "domains" has them one by one.
 """
 
 import numpy as np
