@@ -10,5 +10,5 @@ from medseg_jax import Augment, Config, Optim, Robust, Stage, UNet
 
 net = UNet(features=(8, 16, 32, 64, 64, 64))
 augment = Augment(p_rotation=0.0, p_scale=0.0, mirror_axes=())
-stage = Stage(Robust(net, loss_name="ce"), steps=500, optim=Optim(lr=2e-3), augment=augment)
+stage = Stage(Robust(net, loss_name="ce"), steps=400, optim=Optim(lr=1e-2), augment=augment)
 config = Config(data="data/jsrt_wrong", stages=(stage,), ema=0.99, validate_every=250)
