@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from medseg_jax.runtime.distributed import from_main, peer_is_lost, wait_for_all
+from medseg_jax.runtime.distributed import PeerLost, from_main, peer_is_lost, wait_for_all
 from medseg_jax.types import UserError
 
 REMNANT = re.compile(r"\d+(\.(orbax-checkpoint-tmp.*|damaged|sha256\.json|sha256\.tmp))?")
@@ -110,7 +110,7 @@ class Checkpoints:
 
     def _failed(self, error: BaseException) -> UserError:
         lost = peer_is_lost(error)
-        return UserError(
+        return (PeerLost if lost else UserError)(
             "A checkpoint could not be written; earlier ones are untouched"
             + (f": another of the {jax.process_count()} processes is lost" if lost else ""),
             file=self.folder,

@@ -247,19 +247,18 @@ def _explained(out: Path) -> Iterator[None]:
     """Errors of the disk and of lost processes, in words; what was saved before them stays usable."""
     try:
         yield
-    except OSError as error:
-        remedy = "free disk space, or choose another --out; the same command then goes on from the last checkpoint"
-        raise UserError.from_os(error, out, remedy) from error
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # jit raises a failed collective operation of Gloo as a ValueError.
-        if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
-            raise
-        raise UserError(
-            f"Process {jax.process_index()} cannot go on: another of the {jax.process_count()} processes is lost",
-            file=out,
-            found=str(error).splitlines()[0][:300],
-            remedy="look at the other processes' messages, then start all of them again: the run resumes",
-        ) from error
+    except Exception as error:
+        if distributed.peer_is_lost(error):
+            raise distributed.PeerLost(
+                f"Process {jax.process_index()} cannot go on: another of the {jax.process_count()} processes is lost",
+                file=out,
+                found=f"{type(error).__name__}: {str(error)[:300]}",
+                remedy="look at the other processes' messages, then start all of them again: the run resumes",
+            ) from error
+        if isinstance(error, OSError):
+            remedy = "free disk space, or choose another --out; the same command then goes on from the last checkpoint"
+            raise UserError.from_os(error, out, remedy) from error
+        raise
 
 
 @contextmanager
