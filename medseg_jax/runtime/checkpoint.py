@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from medseg_jax.runtime.distributed import PeerLost, from_main, peer_is_lost, wait_for_all
@@ -176,9 +177,12 @@ def _remove(path: Path) -> None:
 
 
 def restore_tree(folder: Path, like: Any = None) -> Any:
-    """The pytree saved in one step folder; as NumPy arrays if `like` is None."""
+    """The pytree saved in one step folder; as NumPy arrays if `like` is None, whatever devices it was saved from."""
     with warnings.catch_warnings(), ocp.StandardCheckpointer() as reader:
         warnings.simplefilter("ignore")  # Orbax warns that a topology is not given, which is what we want here.
+        if like is None:
+            saved = reader.metadata(folder / "default").item_metadata.tree
+            like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved)
         return reader.restore(folder / "default", like)
 
 

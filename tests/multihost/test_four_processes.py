@@ -22,9 +22,10 @@ def trained(count, config, out, *args):
     """What process 0 said, after all have gone through."""
     processes = start_several(count, config, out, *args)
     try:
-        return [finish(process) for process in processes][0]
+        said = [finish(process) for process in processes]
     finally:
         end(processes)
+    return said[0]
 
 
 @pytest.fixture(scope="module")

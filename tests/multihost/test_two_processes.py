@@ -11,6 +11,7 @@ from runs import STEPS, end, finish, last, losses, start, start_several, wait_fo
 
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
 from medseg_jax.runtime.distributed import PATIENCE, join
+from medseg_jax.runtime.run import open_run
 from medseg_jax.types import UserError
 
 FSDP = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
@@ -51,6 +52,7 @@ def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
     keys = [(e["kind"], e["step"]) for e in entries]
     assert len(keys) == len(set(keys))  # every line once: process 1 wrote none
     assert json.loads((out / "run.json").read_text())["devices"]["processes"] == 2
+    assert open_run(out, "last").step == STEPS  # one process predicts what several have trained
 
 
 def test_when_process_0_dies_the_other_ends_with_a_message(config, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import STEPS, finish, last, losses, start, wait_for_step, write_config
 
-from medseg_jax.runtime.checkpoint import Checkpoints
+from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
 
 # Saves on as many devices as there are, split over them or whole, or restores and compares.
 ROUND = """
@@ -57,6 +57,10 @@ def call(how, folder, devices, split):
 def test_the_same_bits_lie_elsewhere(tmp_path, saved, restored):
     call("save", tmp_path / "c", *saved)
     call("restore", tmp_path / "c", *restored)
+    here = restore_tree(tmp_path / "c" / "1")  # without a word of where things should lie, as prediction reads them
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(here["kernel"], rng.normal(size=(3, 8, 4)).astype("f4"))
+    assert all(isinstance(leaf, np.ndarray) for leaf in here.values())
 
 
 @pytest.mark.slow
