@@ -109,7 +109,8 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
             # ------------------------------------------------------------ stages
             log = Log(out, config.tensorboard)
-            setting = Setting(config, out, dataset, plan, cache, log, sharding.make_mesh(config.fsdp), stop)
+            mesh = sharding.make_mesh(config.fsdp, config.spatial)
+            setting = Setting(config, out, dataset, plan, cache, log, mesh, stop)
             previous: Any = None
             for index, stage in enumerate(config.stages):
                 previous = run_stage(setting, index, stage, previous)
