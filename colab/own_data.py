@@ -104,7 +104,7 @@ import json
 
 summary = json.loads((run / "validation" / "best" / "summary.json").read_text())
 for name, values in summary["classes"].items():
-    print(f"{name:8s} Dice {values['mean']['dice']:.3f}")
+    print(f"{name:8s} Dice {values['dice']:.3f}")
 print("report:", run / "report.html")
 
 # %% [markdown]

@@ -59,8 +59,15 @@ def run(count: int, words: list[str], asked: list[int]) -> int:
         names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count), "PROCESS_ID": str(i)}
         # Several processes cannot share an accelerator. In a session of its own, none hears Ctrl-C but through us.
         env = {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **os.environ, **names}
-        pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        processes.append(subprocess.Popen([*COMMAND, *words], env=env, start_new_session=True, **pipe))
+        process = subprocess.Popen(
+            [*COMMAND, *words],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
     relays = [threading.Thread(target=relay, args=pair) for pair in enumerate(processes)]
     for thread in relays:
         thread.start()
