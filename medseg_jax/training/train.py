@@ -45,8 +45,11 @@ from medseg_jax.types import Batch, UserError
 from medseg_jax.weights import load as load_weights
 from medseg_jax.weights import read_weights, weight_file
 
-FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "workers", "cache", "tensorboard", "max_bad_steps")
-"""Fields of Config that may differ when a run is resumed: they change no number."""
+FREE_TO_CHANGE = (
+    *("log_every", "validate_every", "checkpoint_every", "workers", "cache", "tensorboard", "max_bad_steps"),
+    *("fsdp", "rules", "spatial"),
+)
+"""Fields of Config that may differ when a run is resumed: they change no number, those of the mesh by rounding only."""
 
 
 class Interrupted(Exception):

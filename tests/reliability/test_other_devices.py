@@ -79,6 +79,20 @@ def test_a_run_moves_between_one_and_four_devices(phantoms, tmp_path, first):
 
 
 @pytest.mark.slow
+def test_a_run_whose_samples_are_shared_goes_on_where_they_are_not(phantoms, tmp_path):
+    """Until step 8 on four devices, two for each sample; then on one."""
+    config = write_config(tmp_path / "config.py", phantoms.root)
+    process = start(config, tmp_path / "run", "--spatial", "2", devices=4)
+    wait_for_step(process, tmp_path / "run", 8)
+    process.terminate()
+    finish(process, None)
+    finish(start(config, tmp_path / "run"))
+    finish(start(config, tmp_path / "whole"))
+    np.testing.assert_allclose(losses(tmp_path / "run", 4, 8), losses(tmp_path / "whole", 4, 8), rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "run", 16, 20, 24), losses(tmp_path / "whole", 16, 20, 24), rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_split_parameters_give_the_same_losses(phantoms, tmp_path):
     more = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
     finish(start(write_config(tmp_path / "split.py", phantoms.root, more=more), tmp_path / "split", devices=4))
