@@ -112,6 +112,7 @@ class Config:
         workers: processes that read patches; 0 is enough, since augmentation runs on the device.
         ema: decay of an exponential moving average of the weights, which then predicts; 0 = off.
         fsdp: devices along the mesh axis that splits parameters (1 = replicate everything).
+        spatial: devices that share each sample, cut along its longest side, for patches that one device cannot hold.
         rules: overrides of where state lies, first match wins; one that matches nothing is an error.
         log_every: steps between log lines.
         validate_every: steps between validations; None = a twentieth of the stage.
@@ -136,6 +137,7 @@ class Config:
     workers: int = 0
     ema: float = 0.0
     fsdp: int = 1
+    spatial: int = 1
     rules: tuple[Rule, ...] = ()
     log_every: int = 10
     validate_every: int | None = None

@@ -25,6 +25,8 @@ and for mixes with unlabelled cases: unlabelled [bu, *s, c], unlabelled_case [bu
 class UserError(Exception):
     """Something the user can mend. Says which file, what was found, what was expected and what to do next."""
 
+    exit_code = 1
+
     def __init__(
         self,
         problem: str,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +38,23 @@ def start(config: Path, out: Path, *args: str, devices: int = 1, **environment: 
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
+
+
+def start_several(count: int, config: Path, out: Path, *args: str, **environment: str) -> list[subprocess.Popen]:
+    """So many processes of one run, which find each other on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count), **environment}
+    return [start(config, out, *args, PROCESS_ID=str(i), **names) for i in range(count)]
+
+
+def end(processes: list[subprocess.Popen]) -> None:
+    """Kills what is left of them."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def finish(process: subprocess.Popen, code: int | None = 0, timeout: float = 300) -> str:

@@ -1,7 +1,7 @@
 """The command line: `medseg VERB ...`. Each verb is one small file, imported when it is called.
 
-Exit codes: 0 done; 1 a problem that the message explains; 2 wrong usage; 130 and 143 stopped by Ctrl-C and SIGTERM,
-with everything saved.
+Exit codes: 0 done; 1 a problem that the message explains; 2 wrong usage; 75 another process of the run was lost: start
+all of them again; 130 and 143 stopped by Ctrl-C and SIGTERM, with everything saved.
 """
 
 import argparse
@@ -34,7 +34,7 @@ medical image segmentation in JAX: from a folder of images to a trained model, h
 {verbs}
 
 medseg VERB --help says more. First time here? medseg demo
-exit codes: 0 done, 1 problem (explained), 2 wrong usage, 130/143 stopped and saved"""
+exit codes: 0 done, 1 problem (explained), 2 wrong usage, 75 another process was lost, 130/143 stopped and saved"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def _run(verb: str, argv: list[str]) -> int:
         return importlib.import_module(f"medseg_jax.cli.{verb}").main(argv)
     except UserError as error:
         print(f"medseg {verb}: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"medseg {verb}: interrupted", file=sys.stderr)
         return 130

@@ -223,7 +223,33 @@ def augment(
             out[image], maps = _augment(stream_key, out[image], maps, config, patch_size, spacing)
             if maps is not None:
                 out |= {name: maps[..., i].astype(out[name].dtype) for i, name in enumerate(moving)}
+            out |= {name: _split_in_space(out[name], patch_size) for name in (image, *moving)}
     return out
+
+
+def _split_in_space(x: Array, patch_size: tuple[int, ...]) -> Array:
+    """x [b, *p, ...], each device keeping its slab of the longest side where the mesh has several for each sample.
+
+    The compiler then splits the network likewise and exchanges halos before convolutions.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = dict(mesh.shape).get("spatial", 1)
+    if parts == 1:
+        return x
+    longest = int(np.argmax(patch_size))
+    if patch_size[longest] % parts:
+        raise UserError(
+            "The devices of a sample cannot share its longest side equally",
+            found=f"patch {patch_size}, spatial={parts}",
+            expected=f"a divisor of {patch_size[longest]}",
+        )
+    places = jax.P(_row_axes(mesh), *(None,) * longest, "spatial")
+    return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, places))
+
+
+def _row_axes(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
+    """Axes of a mesh that split rows."""
+    return tuple(name for name in mesh.axis_names if name != "spatial")
 
 
 def number_voxels(shape: Sequence[int]) -> Int[Array, "b *s"]:
@@ -250,8 +276,9 @@ def _augment(key, images, labels, config, patch_size, spacing):
     # Each device augments its own rows: left to itself, the compiler gathers the whole batch on every device, and then
     # trains on all of it there.
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and images.shape[0] % mesh.size == 0:
-        rows = jax.P(mesh.axis_names)
+    axes = _row_axes(mesh)
+    if mesh.size > 1 and images.shape[0] % math.prod(mesh.shape[name] for name in axes) == 0:
+        rows = jax.P(axes)
         all_rows = jax.shard_map(all_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     return all_rows(jax.vmap(draw)(keys), images, labels)
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from medseg_jax.runtime.distributed import from_main, peer_is_lost, wait_for_all
+from medseg_jax.runtime.distributed import PeerLost, from_main, peer_is_lost, wait_for_all
 from medseg_jax.types import UserError
 
 REMNANT = re.compile(r"\d+(\.(orbax-checkpoint-tmp.*|damaged|sha256\.json|sha256\.tmp))?")
@@ -110,7 +111,7 @@ class Checkpoints:
 
     def _failed(self, error: BaseException) -> UserError:
         lost = peer_is_lost(error)
-        return UserError(
+        return (PeerLost if lost else UserError)(
             "A checkpoint could not be written; earlier ones are untouched"
             + (f": another of the {jax.process_count()} processes is lost" if lost else ""),
             file=self.folder,
@@ -176,9 +177,12 @@ def _remove(path: Path) -> None:
 
 
 def restore_tree(folder: Path, like: Any = None) -> Any:
-    """The pytree saved in one step folder; as NumPy arrays if `like` is None."""
+    """The pytree saved in one step folder; as NumPy arrays if `like` is None, whatever devices it was saved from."""
     with warnings.catch_warnings(), ocp.StandardCheckpointer() as reader:
         warnings.simplefilter("ignore")  # Orbax warns that a topology is not given, which is what we want here.
+        if like is None:
+            saved = reader.metadata(folder / "default").item_metadata.tree
+            like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved)
         return reader.restore(folder / "default", like)
 
 

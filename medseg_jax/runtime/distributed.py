@@ -26,6 +26,15 @@ PATIENCE = 30
 """Seconds without a sign of life after which a process counts as lost, and the others end."""
 
 
+class PeerLost(UserError):
+    """Another process of the run is gone, so that this one ends; started again, all of them go on.
+
+    Launchers tell by the exit code (EX_TEMPFAIL) that to start again is enough.
+    """
+
+    exit_code = 75
+
+
 def join(environment: Mapping[str, str] = os.environ) -> bool:
     """Joins the other processes of this run if the environment says that there are any; call it before using JAX.
 
@@ -33,7 +42,8 @@ def join(environment: Mapping[str, str] = os.environ) -> bool:
         True if this is one of several processes.
 
     Raises:
-        UserError: the three variables are incomplete or no numbers, or the others did not come.
+        UserError: the three variables are incomplete or no numbers.
+        PeerLost: the others did not come.
     """
     given = {name: environment[name] for name in VARIABLES if environment.get(name)}
     if not given and not _launched(environment):
@@ -56,7 +66,7 @@ def join(environment: Mapping[str, str] = os.environ) -> bool:
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
+        raise PeerLost(
             "The processes of this run did not find each other",
             found=str(error).splitlines()[0][:300],
             expected="every process started with the same address and number of processes, and an id of its own",
@@ -102,9 +112,9 @@ def peer_is_lost(error: BaseException) -> bool:
     """Whether this is how one of several processes finds out that another is gone.
 
     A broken collective operation raises a JaxRuntimeError, from inside jit a ValueError in Gloo's words; a barrier that
-    nobody else reaches, a TimeoutError.
+    nobody else reaches, a TimeoutError. A device without memory is nobody's loss.
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
         return False
     return isinstance(error, TimeoutError | jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
@@ -126,4 +136,4 @@ def joined() -> Iterator[None]:
             print(error, file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
-        os._exit(1)
+        os._exit(error.exit_code if isinstance(error, UserError) else 1)

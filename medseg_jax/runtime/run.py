@@ -106,7 +106,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
 
     def opened(stage: int, step: int, checkpoint: str, params: Tree, aux: Tree) -> Run:
         objective = config.stages[stage].objective.bind(task)
-        variables = (params, aux, objective.frozen())
+        variables = jax.device_put((params, aux, objective.frozen()))
         predict = partial(jax.jit(objective.predict), *variables)
         return Run(path, config, plan, labels, channels, stage, step, checkpoint, predict, objective, variables)
 

@@ -1,4 +1,5 @@
-"""The mesh and where things lie on it: the batch is split over all devices, state is replicated or split by rule.
+"""The mesh and where things lie on it: rows of the batch are split over devices, or each sample over several of them;
+state is replicated or split by rule.
 
 `AxisType.Auto` is named explicitly: the compiler places intermediates, we place what enters and leaves a step. State
 out_shardings are pinned, so that a resumed run compiles to the same program and gives the same bits.
@@ -16,16 +17,42 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from medseg_jax.config import Rule
 from medseg_jax.types import Batch, UserError
 
+ROWS = ("data", "fsdp")
+"""Axes of the mesh over which rows of the batch are split."""
 
-def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A ("data", "fsdp") mesh over all devices; `fsdp` of them share one copy of the parameters."""
+
+def make_mesh(fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A ("data", "fsdp", "spatial") mesh over all devices.
+
+    Args:
+        fsdp: devices that share one copy of the parameters.
+        spatial: devices that share one sample, all of one process, which reads it.
+        devices: all of JAX's by default.
+
+    Raises:
+        UserError: the product does not divide the devices, or `spatial` those of a process.
+    """
     devices = jax.devices() if devices is None else list(devices)
-    if fsdp < 1 or len(devices) % fsdp:
+    if fsdp < 1 or spatial < 1 or len(devices) % (fsdp * spatial):
         raise UserError(
-            "fsdp does not divide the devices", found=f"fsdp={fsdp}", expected=f"a divisor of {len(devices)}"
+            "fsdp and spatial do not divide the devices",
+            found=f"fsdp={fsdp}, spatial={spatial}",
+            expected=f"a product that divides {len(devices)}",
         )
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    shape = (len(devices) // (fsdp * spatial), fsdp, spatial)
+    mesh = jax.make_mesh(shape, (*ROWS, "spatial"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if any(len({device.process_index for device in group}) > 1 for group in mesh.devices.reshape(-1, spatial)):
+        raise UserError(
+            "Devices of several processes would share a sample",
+            found=f"spatial={spatial}",
+            expected=f"a divisor of the {jax.local_device_count()} devices of a process",
+        )
+    return mesh
+
+
+def rows_at_once(mesh: Mesh) -> int:
+    """Of how many rows the batch must be a multiple."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def within(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,8 +72,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of the batch split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows of the batch split over the devices; those that share a sample get all of it, and `augment` cuts it."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def path_name(path: tuple) -> str:
@@ -66,7 +93,7 @@ def state_shardings(state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
     def one(path, leaf):
         rule = next((r for r in rules if re.search(r.pattern, path_name(path))), None)
         used.add(rule)
-        if rule is None and path_name(path).startswith("aux/cases/") and leaf.shape[0] % mesh.size == 0:
+        if rule is None and path_name(path).startswith("aux/cases/") and leaf.shape[0] % rows_at_once(mesh) == 0:
             return batch_sharding(mesh)
         if rule is None or rule.how == "replicate" or size == 1:
             return replicated(mesh)
@@ -87,8 +114,10 @@ def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows -> global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     rows = len(batch["image"]) * jax.process_count()
-    if rows % mesh.size:
+    if rows % rows_at_once(mesh):
         raise UserError(
-            "The batch does not divide over the devices", found=f"{rows} rows", expected=f"a multiple of {mesh.size}"
+            "The batch does not divide over the devices",
+            found=f"{rows} rows",
+            expected=f"a multiple of {rows_at_once(mesh)}",
         )
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}

@@ -28,7 +28,7 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
     refuse_problems(whole)
     plan = open_plan(config, whole if config.labelled is None else dataset)
     cache = build_cache(whole, plan, config.cache)
-    mesh = sharding.make_mesh(config.fsdp)
+    mesh = sharding.make_mesh(config.fsdp, config.spatial)
     return [_dry_stage(config, index, dataset, plan, cache, mesh) for index in range(len(config.stages))]
 
 

@@ -126,12 +126,13 @@ def _training(topology: chips.Topology, request: dict[str, Any]) -> tuple[Any, d
     index, rows = request["stage"], tuple(request["rows"])
     config = configs.override(configs.load(request["config"]), request["overrides"])
     config = changed(config, index, request["change"])
-    mesh = sharding.make_mesh(config.fsdp, chips.devices(topology))
+    mesh = sharding.make_mesh(config.fsdp, config.spatial, chips.devices(topology))
     task = _task(request, index, config)
     shapes = batch_shapes(task.plan, sample_size(config.stages[index], task.plan), rows)
-    if odd := [n for n in rows if n % mesh.size]:
+    multiple = sharding.rows_at_once(mesh)
+    if odd := [n for n in rows if n % multiple]:
         raise UserError(
-            "The batch does not divide over the devices", found=f"{odd[0]} rows", expected=f"a multiple of {mesh.size}"
+            "The batch does not divide over the devices", found=f"{odd[0]} rows", expected=f"a multiple of {multiple}"
         )
     rows_over_mesh = sharding.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct(*shape, sharding=rows_over_mesh) for k, shape in shapes.items()}
@@ -159,7 +160,7 @@ def _prediction(topology: chips.Topology, request: dict[str, Any]) -> tuple[Any,
 
     index, rows = request["stage"], request["rows"][0]
     config = changed(configs.override(configs.load(request["config"]), request["overrides"]), index, request["change"])
-    mesh = sharding.make_mesh(1, chips.devices(topology)[:1])
+    mesh = sharding.make_mesh(devices=chips.devices(topology)[:1])
     task = _task(request, index, config)
     mix = config.stages[index].mix
     shapes = batch_shapes(task.plan, sample_size(config.stages[index], task.plan), (2, 2 if mix.unlabelled else 0))

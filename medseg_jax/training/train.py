@@ -45,8 +45,11 @@ from medseg_jax.types import Batch, UserError
 from medseg_jax.weights import load as load_weights
 from medseg_jax.weights import read_weights, weight_file
 
-FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "workers", "cache", "tensorboard", "max_bad_steps")
-"""Fields of Config that may differ when a run is resumed: they change no number."""
+FREE_TO_CHANGE = (
+    *("log_every", "validate_every", "checkpoint_every", "workers", "cache", "tensorboard", "max_bad_steps"),
+    *("fsdp", "rules", "spatial"),
+)
+"""Fields of Config that may differ when a run is resumed: they change no number, those of the mesh by rounding only."""
 
 
 class Interrupted(Exception):
@@ -109,7 +112,8 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
 
             # ------------------------------------------------------------ stages
             log = Log(out, config.tensorboard)
-            setting = Setting(config, out, dataset, plan, cache, log, sharding.make_mesh(config.fsdp), stop)
+            mesh = sharding.make_mesh(config.fsdp, config.spatial)
+            setting = Setting(config, out, dataset, plan, cache, log, mesh, stop)
             previous: Any = None
             for index, stage in enumerate(config.stages):
                 previous = run_stage(setting, index, stage, previous)
@@ -247,19 +251,18 @@ def _explained(out: Path) -> Iterator[None]:
     """Errors of the disk and of lost processes, in words; what was saved before them stays usable."""
     try:
         yield
-    except OSError as error:
-        remedy = "free disk space, or choose another --out; the same command then goes on from the last checkpoint"
-        raise UserError.from_os(error, out, remedy) from error
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # jit raises a failed collective operation of Gloo as a ValueError.
-        if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
-            raise
-        raise UserError(
-            f"Process {jax.process_index()} cannot go on: another of the {jax.process_count()} processes is lost",
-            file=out,
-            found=str(error).splitlines()[0][:300],
-            remedy="look at the other processes' messages, then start all of them again: the run resumes",
-        ) from error
+    except Exception as error:
+        if distributed.peer_is_lost(error):
+            raise distributed.PeerLost(
+                f"Process {jax.process_index()} cannot go on: another of the {jax.process_count()} processes is lost",
+                file=out,
+                found=f"{type(error).__name__}: {str(error)[:300]}",
+                remedy="look at the other processes' messages, then start all of them again: the run resumes",
+            ) from error
+        if isinstance(error, OSError):
+            remedy = "free disk space, or choose another --out; the same command then goes on from the last checkpoint"
+            raise UserError.from_os(error, out, remedy) from error
+        raise
 
 
 @contextmanager

@@ -3,15 +3,15 @@
 import json
 import os
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
-from runs import STEPS, finish, last, losses, start, wait_for_step, write_config
+from runs import STEPS, end, finish, last, losses, start, start_several, wait_for_step, write_config
 
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
 from medseg_jax.runtime.distributed import PATIENCE, join
+from medseg_jax.runtime.run import open_run
 from medseg_jax.types import UserError
 
 FSDP = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
@@ -23,18 +23,7 @@ def config(phantoms, tmp_path_factory):
 
 
 def two(config, out, *args):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2"}
-    return [start(config, out, *args, PROCESS_ID=str(i), **names) for i in range(2)]
-
-
-def end(processes):
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return start_several(2, config, out, *args)
 
 
 def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
@@ -63,6 +52,7 @@ def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
     keys = [(e["kind"], e["step"]) for e in entries]
     assert len(keys) == len(set(keys))  # every line once: process 1 wrote none
     assert json.loads((out / "run.json").read_text())["devices"]["processes"] == 2
+    assert open_run(out, "last").step == STEPS  # one process predicts what several have trained
 
 
 def test_when_process_0_dies_the_other_ends_with_a_message(config, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import STEPS, finish, last, losses, start, wait_for_step, write_config
 
-from medseg_jax.runtime.checkpoint import Checkpoints
+from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
 
 # Saves on as many devices as there are, split over them or whole, or restores and compares.
 ROUND = """
@@ -57,6 +57,10 @@ def call(how, folder, devices, split):
 def test_the_same_bits_lie_elsewhere(tmp_path, saved, restored):
     call("save", tmp_path / "c", *saved)
     call("restore", tmp_path / "c", *restored)
+    here = restore_tree(tmp_path / "c" / "1")  # without a word of where things should lie, as prediction reads them
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(here["kernel"], rng.normal(size=(3, 8, 4)).astype("f4"))
+    assert all(isinstance(leaf, np.ndarray) for leaf in here.values())
 
 
 @pytest.mark.slow
@@ -71,6 +75,20 @@ def test_a_run_moves_between_one_and_four_devices(phantoms, tmp_path, first):
     finish(start(config, tmp_path / "run", devices=5 - first))
     finish(start(config, tmp_path / "whole"))
     assert Checkpoints(last(tmp_path / "run"), read_only=True).steps()[-1] == STEPS
+    np.testing.assert_allclose(losses(tmp_path / "run", 16, 20, 24), losses(tmp_path / "whole", 16, 20, 24), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_whose_samples_are_shared_goes_on_where_they_are_not(phantoms, tmp_path):
+    """Until step 8 on four devices, two for each sample; then on one."""
+    config = write_config(tmp_path / "config.py", phantoms.root)
+    process = start(config, tmp_path / "run", "--spatial", "2", devices=4)
+    wait_for_step(process, tmp_path / "run", 8)
+    process.terminate()
+    finish(process, None)
+    finish(start(config, tmp_path / "run"))
+    finish(start(config, tmp_path / "whole"))
+    np.testing.assert_allclose(losses(tmp_path / "run", 4, 8), losses(tmp_path / "whole", 4, 8), rtol=1e-5)
     np.testing.assert_allclose(losses(tmp_path / "run", 16, 20, 24), losses(tmp_path / "whole", 16, 20, 24), rtol=1e-4)
 
 

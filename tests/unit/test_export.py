@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -49,6 +51,18 @@ def test_every_form_gives_the_probabilities_of_the_run(run, exported):
     assert wanted.std() > 1e-3  # a network that says something
     np.testing.assert_allclose(model.call(image), wanted, atol=1e-5)
     np.testing.assert_array_equal(ms.open_run(folder).predict(image), wanted)
+
+
+def test_the_page_says_how_to_use_it(exported, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    program, numbers = (next(b for b in blocks if name in b) for name in ("model.stablehlo", "weights.safetensors"))
+    (tmp_path / "exported").symlink_to(exported[0])
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(program + numbers, found)
+    np.testing.assert_allclose(found["probabilities"].sum(-1), 1, atol=1e-5)
+    assert all(name.startswith(("params/", "aux/")) for name in found["weights"])
 
 
 def test_the_exported_folder_predicts_the_same_files(run, exported, phantoms, tmp_path):

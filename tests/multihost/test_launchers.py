@@ -1,0 +1,338 @@
+"""The launchers: who restarts, who gives up, who is told; with stand-ins for what they call, and once for real."""
+
+import copy
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from jobset_schema import JOBSET
+from runs import STEPS, last, losses, write_config
+
+from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+# ---------------------------------------------------------------- local.py
+
+
+@pytest.fixture
+def local(monkeypatch):
+    spec = importlib.util.spec_from_file_location("launch_local", LAUNCH / "local.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(module, "GRACE", 0.5)
+
+    def launch(code: str, *args: str) -> int:
+        """Runs `code`, which knows its process `me`, in the place of medseg train."""
+        script = f"import os, signal, sys, time\nme = os.environ['PROCESS_ID']\n{code}"
+        monkeypatch.setattr(module, "COMMAND", [sys.executable, "-c", script])
+        return module.main([*args, "a config"])
+
+    yield launch
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_local_tells_each_process_who_it_is_and_what_to_do(local, capfd):
+    code = "print(me, os.environ['NUM_PROCESSES'], os.environ['COORDINATOR_ADDRESS'], sys.argv[1:])"
+    assert local(code, "3") == 0
+    lines = sorted(capfd.readouterr().out.splitlines())
+    address = lines[0].split()[3]
+    assert address.startswith("localhost:")
+    assert lines == [f"[{i}] {i} 3 {address} ['a config']" for i in range(3)]
+
+
+def test_local_starts_all_again_when_one_is_killed_and_kills_who_hangs(local, capfd, tmp_path):
+    """The first start: 1 is killed, 2 ends by itself, 0 hangs. The second one goes through."""
+    code = f"""
+first = not os.path.exists({str(tmp_path / "second")!r})
+time.sleep(0.2)
+if first and me == '1':
+    open({str(tmp_path / "second")!r}, 'w').close()
+    os.kill(os.getpid(), signal.SIGKILL)
+if first and me == '2':
+    time.sleep(0.3)
+    sys.exit(75)
+if first:
+    time.sleep(60)
+"""
+    assert local(code, "--restarts", "1", "3") == 0
+    said = capfd.readouterr().out
+    assert "process 1 was killed by SIGKILL" in said
+    assert "process 0 hangs: killed" in said
+    assert "process 2 hangs" not in said
+    assert "start 2 of 2" in said
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_local_does_not_start_again_what_is_explained(local, capfd, code):
+    assert local(f"sys.exit({code})", "--restarts", "5", "1") == code
+    said = capfd.readouterr().out
+    assert f"process 0 ended with exit code {code}" in said
+    assert "start 2" not in said
+
+
+def test_local_gives_up_after_its_restarts(local, capfd):
+    assert local("sys.exit(75)", "--restarts", "2", "1") == 75
+    assert capfd.readouterr().out.count("[launcher] start ") == 2
+
+
+def test_local_hands_a_signal_on_to_all(local, capfd, tmp_path):
+    code = f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+open({str(tmp_path)!r} + '/' + me, 'w').close()
+time.sleep(60)
+"""
+
+    def ask():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    assert local(code, "--restarts", "5", "2") == 143
+    assert "start 2" not in capfd.readouterr().out
+
+
+def test_local_without_work_says_how(local):
+    with pytest.raises(SystemExit):
+        local("", "0")
+
+
+@pytest.mark.slow
+def test_local_restarts_a_real_run_that_loses_a_process(phantoms, tmp_path):
+    config = write_config(tmp_path / "config.py", phantoms.root)
+    out = tmp_path / "run"
+    command = [sys.executable, str(LAUNCH / "local.py"), "2", str(config), "--out", str(out), "--no-report"]
+    launcher = subprocess.Popen([*command, "--checkpoint_every", "1"], stdout=subprocess.PIPE, text=True)
+    while not Checkpoints(last(out), read_only=True).steps():
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(random.Random(0).choice(children)), signal.SIGKILL)
+    said, _ = launcher.communicate(timeout=400)
+    assert launcher.returncode == 0, said
+    assert "was killed by SIGKILL" in said
+    assert "resuming from step" in said
+    assert len(losses(out)) == STEPS
+    assert not verify_manifest(last(out) / str(STEPS))
+
+
+# ---------------------------------------------------------------- shell scripts
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a script of launch/ with stand-ins for the programs that it calls; returns (exit code, said, calls)."""
+
+    def run(script: str, *args: str, programs: dict[str, str], **environment: str) -> tuple[int, str, list[str]]:
+        folder = tmp_path / "programs"
+        folder.mkdir(exist_ok=True)
+        calls = tmp_path / "calls"
+        for name, body in programs.items():
+            program = folder / name
+            program.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {calls}\n{body}\n')
+            program.chmod(0o755)
+        env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HERE": str(tmp_path), **environment}
+        command = ["bash", str(LAUNCH / script), *args]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines() if calls.exists() else []
+
+    return run
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "tpu_vm.sh"])
+def test_a_script_is_bash_and_says_how_it_is_used(shell, script):
+    assert subprocess.run(["bash", "-n", str(LAUNCH / script)], check=False).returncode == 0
+    assert os.access(LAUNCH / script, os.X_OK)
+    code, said, calls = shell(script, programs={"gcloud": "", "srun": ""})
+    assert code == 2
+    assert "--out" in said
+    assert not calls
+
+
+def slurm(shell, code: int, **environment):
+    programs = {"srun": f"exit {code}", "scontrol": ""}
+    return shell("slurm.sh", "a config", "--out", "my run", programs=programs, SLURM_JOB_ID="7", **environment)
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (75, True), (137, True), (143, True)])
+def test_slurm_queues_again_what_another_start_can_finish(shell, code, again):
+    ended, _, calls = slurm(shell, code)
+    assert ended == code
+    assert calls[0] == "srun --kill-on-bad-exit=1 medseg train a config --out my run"
+    assert ("scontrol requeue 7" in calls) == again
+
+
+def test_slurm_gives_up_after_its_restarts(shell):
+    ended, said, calls = slurm(shell, 75, SLURM_RESTART_COUNT="3", RESTARTS="3")
+    assert ended == 75
+    assert "not queued again" in said
+    assert len(calls) == 1
+
+
+def test_slurm_waits_for_the_run_when_the_shell_is_told_as_well(shell):
+    """SIGTERM to the batch shell while medseg is saving: it is requeued with the run's own exit code."""
+    programs = {"srun": "kill -TERM $PPID; sleep 0.3; exit 143", "scontrol": ""}
+    ended, said, calls = shell("slurm.sh", "a", "--out", "b", programs=programs, SLURM_JOB_ID="7")
+    assert ended == 143
+    assert "has saved" in said
+    assert calls[-1] == "scontrol requeue 7"
+
+
+def test_slurm_asks_for_its_signal_in_time():
+    text = (LAUNCH / "slurm.sh").read_text()
+    assert "#SBATCH --signal=TERM@120" in text  # without B: the steps hear it, not the shell
+    assert "#SBATCH --requeue" in text
+
+
+# A cloud: `state` holds the slice's state, `codes` the exit codes of medseg, one a start; workers are this machine.
+GCLOUD = """
+case "$*" in
+    *"queued-resources describe"*) cat "$HERE/state" 2> /dev/null || exit 1 ;;
+    *"queued-resources create"*) echo ACTIVE > "$HERE/state" ;;
+    *"queued-resources delete"*) rm -f "$HERE/state" ;;
+    *"tpu-vm ssh"*)
+        for word in "$@"; do case $word in --command=*) work=${word#--command=} ;; esac; done
+        cd "$HERE" && bash -c "$work" ;;
+    *"tpu-vm scp"*) cp "$5" "$HERE/" 2> /dev/null || cp "$4" "$HERE/" ;;
+esac
+"""
+CURL = """
+case $* in
+    *agent-worker-number*) echo 1 ;;
+    *worker-network-endpoints*) cat "$HERE/endpoints" ;;
+esac
+"""
+MEDSEG = """#!/usr/bin/env bash
+echo "${COORDINATOR_ADDRESS-} ${NUM_PROCESSES-} ${PROCESS_ID-} $*" >> "$HERE/started"
+code=$(head -n 1 "$HERE/codes") && sed -i 1d "$HERE/codes"
+[ "$code" != lost ] || { echo SUSPENDED > "$HERE/state"; exit 255; }
+exit "$code"
+"""
+
+
+def tpu(shell, home: Path, codes: str, endpoints: str = "10.0.0.1,10.0.0.2", **environment):
+    (home / "codes").write_text("\n".join(codes.split()) + "\n")
+    (home / "endpoints").write_text(endpoints)
+    medseg = home / "medseg_jax" / ".venv" / "bin" / "medseg"
+    medseg.parent.mkdir(parents=True)
+    medseg.write_text(MEDSEG)
+    medseg.chmod(0o755)
+    programs = {"gcloud": GCLOUD, "curl": CURL, "git": 'case $1 in rev-parse) echo abc ;; *) touch "${3#*=}" ;; esac'}
+    programs |= dict.fromkeys(("pkill", "mountpoint", "tar", "python3"), "exit 0")
+    names = {"NAME": "mine", "ZONE": "here", "TYPE": "v5litepod-16", "SHARE": "nfs:/runs", "POLL": "0"}
+    words = ("train", "a config", "--out", "share/my run")
+    code, said, calls = shell("tpu_vm.sh", *words, programs=programs, **{**names, **environment})
+    started = home / "started"
+    return code, said, calls, started.read_text().splitlines() if started.exists() else []
+
+
+def test_tpu_creates_installs_and_trains(shell, tmp_path):
+    code, said, calls, started = tpu(shell, tmp_path, "0")
+    assert code == 0, said
+    assert started == ["10.0.0.1:8476 2 1 train a config --out share/my run"]
+    created = next(call for call in calls if "queued-resources create" in call)
+    assert "--accelerator-type=v5litepod-16" in created
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in created
+    assert "--spot" not in created
+    assert any(call.startswith("python3 -m uv venv") for call in calls)
+
+
+def test_tpu_of_one_host_joins_nobody_and_old_endpoints_are_understood(shell, tmp_path):
+    (tmp_path / "a").mkdir()
+    assert tpu(shell, tmp_path / "a", "0", "10.0.0.1", HERE=str(tmp_path / "a"))[3][0].startswith("   train")
+    (tmp_path / "b").mkdir()
+    _, _, _, started = tpu(shell, tmp_path / "b", "0", "w0:1:10.0.0.7,w1:2:10.0.0.8", HERE=str(tmp_path / "b"))
+    assert started[0].startswith("10.0.0.7:8476 2 1 train")
+
+
+def test_tpu_starts_again_on_a_new_slice_when_the_old_one_is_taken_away(shell, tmp_path):
+    """A peer lost, the slice lost, SIGTERM that nobody asked for; then the end."""
+    code, said, calls, started = tpu(shell, tmp_path, "75 lost 143 0", SPOT="1")
+    assert code == 0, said
+    assert len(started) == 4
+    assert len(set(started)) == 1
+    creations = [call for call in calls if "queued-resources create" in call]
+    assert len(creations) == 2
+    assert all("--spot" in call for call in creations)
+    assert sum("queued-resources delete" in call for call in calls) == 1
+    assert sum(call.startswith("python3 -m uv venv") for call in calls) == 1  # the stand-in's disk outlives its slice
+
+
+@pytest.mark.parametrize("problem", [1, 2])
+def test_tpu_ends_with_what_medseg_explains(shell, tmp_path, problem):
+    code, said, _, started = tpu(shell, tmp_path, f"{problem} 0")
+    assert code == problem, said
+    assert len(started) == 1
+
+
+def test_tpu_gives_up_after_its_starts(shell, tmp_path):
+    code, _, _, started = tpu(shell, tmp_path, "75 134 0", STARTS="2")
+    assert code == 134
+    assert len(started) == 2
+
+
+# ---------------------------------------------------------------- JobSet
+
+
+def jobset() -> dict:
+    return yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+
+
+def test_the_jobset_is_one():
+    jsonschema.Draft202012Validator.check_schema(JOBSET)
+    jsonschema.validate(jobset(), JOBSET)
+
+
+def test_the_jobset_has_a_pod_for_each_host_and_gives_up_on_what_is_explained():
+    spec = jobset()["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    container = pod["containers"][0]
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert job["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == rows * columns
+    rule = job["podFailurePolicy"]["rules"][0]
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [1, 2]}
+    assert spec["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert container["command"][:2] == ["medseg", "train"]
+    claims = {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} <= claims
+
+
+def broken(change) -> dict:
+    found = copy.deepcopy(jobset())
+    change(found["spec"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.update(replicatedJob=s.pop("replicatedJobs")),
+        lambda s: s["failurePolicy"].update(maxRestarts="20"),
+        lambda s: s["failurePolicy"]["rules"][0].update(action="Restart"),
+        lambda s: s["failurePolicy"].update(restartStrategy="Always"),
+        lambda s: s["replicatedJobs"][0]["template"]["spec"].pop("template"),
+        lambda s: s["replicatedJobs"][0]["template"]["spec"].update(backofLimit=0),
+        lambda s: s["replicatedJobs"][0]["template"]["spec"]["template"]["spec"].update(restartPolicy="Always"),
+        lambda s: s["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0].pop("image"),
+        lambda s: s["replicatedJobs"][0].update(name="Hosts of v5e"),
+    ],
+)
+def test_the_schema_sees_mistakes(change):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken(change), JOBSET)
