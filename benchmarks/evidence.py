@@ -18,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,11 @@ def run(study: str, job: Job, seed: int, raw: Path, work: Path) -> None:
     options = (*job.overrides, "--seed", str(seed))
     _medseg("train", f"configs/{job.config}.py", "--out", str(out), "--data", str(data), *options)
     folder = next(p.parent for p in sorted(out.rglob("run.json")))  # folds and held-out domains have runs within
+    for label, source, converted in job.elsewhere:
+        other, place = _converted(source, converted, raw, work), out / label
+        _medseg("predict", str(out), "-i", str(other), "-o", str(place), "--checkpoint", "last", "--overwrite")
+        _medseg("evaluate", str(place), str(other), "-o", str(place))
+    scores = (*job.scores, *((label, label) for label, *_ in job.elsewhere))
     record = json.loads((folder / "run.json").read_text())
     train = [
         e for line in (folder / "log.jsonl").read_text().splitlines() if (e := json.loads(line))["kind"] == "train"
@@ -52,19 +58,17 @@ def run(study: str, job: Job, seed: int, raw: Path, work: Path) -> None:
         "steps": train[-1]["step"],
         "seconds_per_step": float(np.median([e["seconds"] for e in train])),
         "minutes_of_steps": _minutes(train),
-        **{label: _summary(out / place) for label, place in job.scores},
+        **{label: _summary(out / place) for label, place in scores},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    _append_cases(path.with_suffix(".csv"), job, seed, out)
+    _append_cases(path.with_suffix(".csv"), scores, seed, out)
     path.write_text(json.dumps(results, indent=1))
 
 
 def _data(job: Job, raw: Path, work: Path) -> Path:
     """The job's data set, made and planned if it is not there."""
-    data = work / "data" / "_".join((job.source, *(o.strip("-") for o in job.options)))
+    data = _converted(job.source, job.options, raw, work)
     if not (data / "plan.json").exists():
-        shutil.rmtree(data, ignore_errors=True)
-        _medseg("data", "convert", str(raw / job.source), str(data), *job.options)
         _medseg("data", "plan", str(data))
     if not job.corrupt:
         return data
@@ -77,6 +81,15 @@ def _data(job: Job, raw: Path, work: Path) -> Path:
     return made
 
 
+def _converted(source: str, options: tuple[str, ...], raw: Path, work: Path) -> Path:
+    """A data set of MEDSEG_DATA, converted if that is not done."""
+    data = work / "data" / "_".join((source, *(o.strip("-") for o in options)))
+    if not (data / "dataset.json").exists():
+        shutil.rmtree(data, ignore_errors=True)
+        _medseg("data", "convert", str(raw / source), str(data), *options)
+    return data
+
+
 def _summary(folder: Path) -> dict[str, Any]:
     """summary.json without the places of files on this machine."""
     summary = json.loads((folder / "summary.json").read_text())
@@ -85,11 +98,11 @@ def _summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _append_cases(path: Path, job: Job, seed: int, out: Path) -> None:
+def _append_cases(path: Path, scores: Sequence[tuple[str, str]], seed: int, out: Path) -> None:
     """Adds this seed's cases to the job's CSV."""
     rows = [
         {"seed": seed, "scores": label, **row}
-        for label, place in job.scores
+        for label, place in scores
         for row in csv.DictReader((out / place / "cases.csv").open(newline=""))
     ]
     new = not path.exists()

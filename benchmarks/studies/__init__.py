@@ -39,6 +39,8 @@ class Job:
         overrides: of `medseg train`.
         seeds: one run each.
         scores: label -> folder with summary.json and cases.csv, within the run's folder.
+        elsewhere: (label, source, options) of data sets that have no part in training and whose cases, all of them, are
+            predicted with the last weights and scored under that label.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Job:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     scores: tuple[tuple[str, str], ...] = (("best", "validation/best"), ("last", "validation/last"))
+    elsewhere: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
 def case_values(study: str, job: str, label: str, metric: str) -> dict[int, dict[tuple[str, str], float]]:

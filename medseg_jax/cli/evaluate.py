@@ -33,7 +33,8 @@ class Args:
     labels: tuple[str, ...] = field(default_factory=tuple)
     """names of the values 1, 2, ... where no dataset.json says them"""
     lesions: bool = False
-    """also match lesions one to one: F1, sensitivity, precision, false positives a case, panoptic quality"""
+    """also match lesions one to one: F1, sensitivity, precision, false positives a case, panoptic quality; and accuracy
+    beside that of predicting nothing"""
     lesion_iou: float = 0.2
     """least overlap (IoU) of a predicted and a true lesion that match"""
     cldice: bool = False
@@ -90,7 +91,8 @@ def _print(summary: dict, out: Path) -> None:
         console.width = 200
     unit, tolerance = summary["unit"], summary["settings"]["nsd_tolerance"]
     columns = {"dice": "Dice", "nsd": f"NSD {tolerance:g} {unit}", "hd95": f"HD95 {unit}"}
-    extra = {"lesion_f1": "lesion F1", "lesion_fp": "lesion FP", "cldice": "clDice", "ap": "AP", "ece": "ECE"}
+    extra = {"lesion_f1": "lesion F1", "lesion_fp": "lesion FP"}
+    extra |= {"accuracy": "accuracy", "accuracy_of_nothing": "of nothing", "cldice": "clDice", "ap": "AP", "ece": "ECE"}
     columns |= {name: title for name, title in extra.items() if name in summary["mean"]}
     if console.width >= 110:
         columns |= {"assd": f"ASSD {unit}", "iou": "IoU", "precision": "precision", "recall": "recall"}
@@ -113,6 +115,11 @@ def _print(summary: dict, out: Path) -> None:
                 cells.append("" if low is None else f"{low:.{digits}f}–{high:.{digits}f}")
         table.add_row(row, *cells, style="bold" if row == "mean" else "")
     console.print(table)
+    for name, pooled in summary.get("probabilities", {}).get("classes", {}).items():
+        if pooled["ap"] is not None:
+            areas = f"{pooled['ap']:.3f} (average precision), {pooled['aupr33']:.3f} (33 thresholds, as IDRiD)"
+            about = f"{name}, voxels of all cases pooled: AUPR {areas}; {pooled['prevalence']:.2%} are positive"
+            notes.print(about, soft_wrap=True)
     for note in remarks(summary):
         notes.print(note, soft_wrap=True)
     notes.print(

@@ -53,7 +53,11 @@ volume_error_relative that over the volume of the reference."""
 LESIONS = ("lesion_f1", "lesion_sensitivity", "lesion_precision", "lesion_fp", "lesion_pq")
 """Metrics of connected components, on request; lesion_fp is the number of false positive lesions."""
 
-ALL_METRICS = (*METRICS, *LESIONS, "cldice", *probabilities.METRICS)
+ACCURACY = ("accuracy", "accuracy_of_nothing")
+"""Share of voxels that are right, and what an empty prediction would have got: never one without the other, since with
+lesions that fill a thousandth of the image both are near 1. On request, with the lesions."""
+
+ALL_METRICS = (*METRICS, *LESIONS, *ACCURACY, "cldice", *probabilities.METRICS)
 """Every metric that a row may have."""
 
 DISTANCES = ("hd", "hd95", "assd")
@@ -464,6 +468,8 @@ def measure(
         found = match_lesions(prediction, reference, iou=settings.lesion_iou)
         figures = (found.f1, found.sensitivity, found.precision, found.fp, found.panoptic_quality)
         scores |= dict(zip(LESIONS, map(float, figures), strict=True))
+        wrong = ((o.fp + o.fn) / reference.size, (o.tp + o.fn) / reference.size)
+        scores |= {name: 1 - share for name, share in zip(ACCURACY, wrong, strict=True)}
     if settings.cldice:
         scores["cldice"] = cldice(prediction, reference)
     return scores

@@ -28,6 +28,8 @@ NAMES = {
     "lesion_precision": "Lesion precision",
     "lesion_fp": "False positive lesions a case",
     "lesion_pq": "Panoptic quality",
+    "accuracy": "Accuracy",
+    "accuracy_of_nothing": "Accuracy of predicting nothing",
     "cldice": "clDice",
     "ap": "Average precision",
     "ece": "ECE",

@@ -26,11 +26,11 @@ from medseg_jax.data import io, preview
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.evaluation import html
 from medseg_jax.evaluation.charts import calibration_figure, line_chart, strip_chart, svg
-from medseg_jax.evaluation.evaluate import DISTANCES, LESIONS, dataset_root, read_rows, remarks
+from medseg_jax.evaluation.evaluate import ACCURACY, DISTANCES, LESIONS, dataset_root, read_rows, remarks
 from medseg_jax.types import UserError
 
 HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
-EXTRA = ("volume_error_relative", *LESIONS, "cldice", "ap", "ece", "brier")  # shown where they were measured
+EXTRA = ("volume_error_relative", *LESIONS, *ACCURACY, "cldice", "ap", "ece", "brier")  # shown where they were measured
 TABLE = tuple(metric for metric in HEADLINE if metric != "hd")  # one stray voxel decides HD: once on the page is enough
 PICTURE_SIZE = 360
 

@@ -598,7 +598,9 @@ def transfer(state: State, previous: dict[str, Any]) -> State:
 def final_scores(out: Path, dataset: Dataset) -> None:
     """Predicts the validation cases with the last and the best weights, scores both in file space; the report.
 
-    Post-processing is chosen on these cases, and where it changes anything, scored beside the unprocessed predictions.
+    Classes that overlap (lesions) get areas under precision-recall and lesion-wise scores too, since Dice alone says
+    little of them. Post-processing is chosen on these cases, and where it changes anything, scored beside the
+    unprocessed predictions.
     """
     from medseg_jax.evaluation.evaluate import evaluate
     from medseg_jax.evaluation.report import report
@@ -609,9 +611,12 @@ def final_scores(out: Path, dataset: Dataset) -> None:
         say("no validation cases: no scores (give some a split of val in dataset.json)")
         return
     folders = {checkpoint: out / "validation" / checkpoint for checkpoint in ("last", "best")}
+    overlapping = not dataset.labels.exclusive
     for checkpoint, folder in folders.items():
         run = open_run(out, "last" if checkpoint == "last" else "best")
-        predict(run, dataset, folder, split="val", postprocessing="none", overwrite=True)
-        evaluate(folder, dataset, folder)
+        predict(
+            run, dataset, folder, split="val", postprocessing="none", overwrite=True, save_probabilities=overlapping
+        )
+        evaluate(folder, dataset, folder, lesions=overlapping)
     choose_and_score(out, dataset, folders)
     say(f"report: {report(out)}")

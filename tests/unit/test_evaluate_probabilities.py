@@ -78,7 +78,8 @@ def test_a_case_without_the_class_has_no_average_precision_and_this_is_counted(f
 
 def test_lesions_and_cldice_on_request_only(folders):
     plain, more = run(folders), run(folders, lesions=True, cldice=True, lesion_iou=0.1)
-    extra = {"lesion_f1", "lesion_sensitivity", "lesion_precision", "lesion_fp", "lesion_pq", "cldice"}
+    lesions = {"lesion_f1", "lesion_sensitivity", "lesion_precision", "lesion_fp", "lesion_pq"}
+    extra = lesions | {"accuracy", "accuracy_of_nothing", "cldice"}
     assert set(more["mean"]) - set(plain["mean"]) == extra
     assert {m: more["mean"][m] for m in METRICS} == {m: plain["mean"][m] for m in METRICS}
     assert "0.1" in more["settings"]["lesions"]

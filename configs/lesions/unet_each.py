@@ -1,0 +1,18 @@
+"""Lesions of IDRiD at a size for two CPU cores: a U-Net for each lesion. See each.py.
+
+medseg train configs/lesions/unet_each.py --class all --out runs/lesions_unet_each
+"""
+
+from medseg_jax import Augment, Config, DRLesions, Mix, Optim, Stage, UNet
+
+net = UNet.isotropic(2, 16, 32, 64, 128, 128)
+augment = Augment(p_rotation=0.5, rotation=10.0, p_scale=0.0, p_noise=0.0, p_blur=0.0, p_low_resolution=0.0)
+stage = Stage(DRLesions(net), steps=150, optim=Optim(lr=2e-3, warmup=20), mix=Mix(foreground=0.5), augment=augment)
+config = Config(
+    data="data/idrid",
+    plan="configs/plans/dr_lesions_idrid_small.json",
+    stages=(stage,),
+    classes=("HE", "EX"),
+    ema=0.95,
+    validate_every=150,
+)

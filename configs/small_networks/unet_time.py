@@ -1,0 +1,15 @@
+"""Small networks: a U-Net whose training step takes about as long on a CPU as Med-2D SegNet's. See med2d_segnet.py.
+
+medseg train configs/small_networks/unet_time.py --out runs/unet_time_kvasir
+"""
+
+from medseg_jax import Config, Optim, Stage, Supervised, UNet
+
+net = UNet.isotropic(2, 64, 128, 256, 512, deep_supervision=False)
+config = Config(
+    data="data/kvasir_seg",
+    plan="configs/small_networks/polyp_96.plan.json",
+    stages=(Stage(Supervised(net), optim=Optim(lr=2e-3, warmup=20)),),
+    ema=0.95,
+    validate_every=100,
+)
