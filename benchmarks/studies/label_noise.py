@@ -16,6 +16,7 @@ LEVELS = {"mild": ("0.3", "0.5"), "middle": ("0.5", "0.7"), "strong": ("0.7", "0
 METHODS = {
     "ce": ("robust_jsrt", ("--stages.0.objective.loss-name", "ce"), "cross entropy"),
     "kms": ("kms_noise_jsrt", (), "KMS noise"),
+    "kms_early": ("kms_noise_jsrt", ("--stages.0.objective.warmup", "100"), "KMS noise, E-steps from step 100"),
     "em": ("robust_jsrt", ("--stages.0.objective.loss-name", "em"), "EM, independent flips"),
     "t_loss": ("robust_jsrt", ("--stages.0.objective.loss-name", "t_loss"), "T-Loss"),
 }
