@@ -3,7 +3,7 @@
     medseg train configs/smoke/dr_lesions2d.py --out runs/smoke_dr
     medseg train configs/smoke/dr_lesions2d.py --classes lesion vessel --class all --out runs/smoke_dr_by_class
 
-The network is a small U-Net, which compiles in a third of the time of a DeepLabv3+.
+The network is a small U-Net, which compiles faster than a DeepLabv3+.
 """
 
 from medseg_jax import Config, DRLesions, Optim, Stage, UNet

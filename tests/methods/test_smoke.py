@@ -13,6 +13,7 @@ from medseg_jax.config import load
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.py"))
+SLOW = ("wt_bcp2d",)  # minutes to compile
 
 
 def losses(config, out):
@@ -21,7 +22,10 @@ def losses(config, out):
     return {(e["stage"], e["step"]): e["loss"] for e in entries if e["kind"] == "train"}, entries
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem in SLOW else (), id=p.stem) for p in CONFIGS],
+)
 def test_a_smoke_config_learns_and_repeats_its_number(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
     config = replace(load(path), log_every=5, validate_every=20)

@@ -1,8 +1,8 @@
-"""WT-BCP on synthetic pictures, three labelled patients and unlabelled others: to see it run without any data.
+"""Smoke: WT-BCP on synthetic pictures, three labelled patients and unlabelled others.
 
-    medseg train configs/few_labels/wt_bcp_phantoms.py --out runs/wt_bcp_phantoms
+medseg train configs/smoke/wt_bcp2d.py --out runs/smoke_wt_bcp2d
 
-No smoke config: XNet-Plus is 77 convolutions, whose two training steps take minutes to compile on two cores.
+XNet-Plus is 77 convolutions: of some two minutes on two cores most go into compiling its two steps.
 """
 
 from medseg_jax import WTBCP, Augment, Config, Mix, Optim, Stage, WTCopyPaste, XNet
