@@ -17,14 +17,14 @@ NETWORKS = {
 }
 CENTRES = {"cvc_clinicdb": "CVC-ClinicDB", "bkai_igh": "BKAI-IGH", "etis_larib": "ETIS-Larib"}
 FOLDERS = {"bkai_igh": "bkai_igh_neopolyp"}
-DATA = {"polyp": "Kvasir-SEG", "isic2018": "ISIC 2018"}
+DATA = {"isic2018": "ISIC 2018", "polyp": "Kvasir-SEG"}
 
 
 def job(data: str, network: str) -> Job:
     """One network on one data set."""
     config = f"small_networks/{network}"
     if data == "polyp":
-        elsewhere = tuple((c, f"polyp/{FOLDERS.get(c, c)}", ("--source", c)) for c in CENTRES)
+        elsewhere = tuple((c, f"polyp/{FOLDERS.get(c, c)}", ("--source", c, "--classes", "polyp")) for c in CENTRES)
         options = ("--source", "kvasir_seg")
         return Job(f"polyp_{network}", config, "polyp/kvasir_seg", options=options, elsewhere=elsewhere)
     plan = ("--plan", "configs/small_networks/isic2018_96.plan.json")
