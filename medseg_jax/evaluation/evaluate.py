@@ -169,8 +169,9 @@ def evaluate(
         worst (ids, the worst first); probabilities (pooled over all voxels) if there are any; settings.
 
     Raises:
-        UserError: nothing to score, missing predictions, files that do not lie in one space, unknown label values. All
-            cases with a problem are listed at once; nothing is written.
+        UserError: nothing to score, missing predictions, a class that is another value in predictions than in
+            references, files that do not lie in one space, unknown label values. All cases with a problem are listed
+            at once; nothing is written.
     """
     view = ref if isinstance(ref, Dataset) else None
     ref = ref.root if isinstance(ref, Dataset) else Path(ref)
@@ -181,6 +182,7 @@ def evaluate(
         labels = _discover_labels(found.pairs)
         values = ", ".join(str(vs[0]) for vs in labels.values)
         notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
+    _compare_classes(Path(pred).absolute(), labels, notes)
     if not 0 < lesion_iou <= 1:
         raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
     settings = Settings(nsd_tolerance, lesions, lesion_iou, cldice)
@@ -361,6 +363,34 @@ def _discover_labels(pairs: Sequence[Pair]) -> Labels:
             remedy="medseg data convert makes a data set of masks with soft edges or JPEG ringing",
         )
     return Labels(tuple(f"label {v}" for v in values), tuple((v,) for v in values))
+
+
+def _compare_classes(pred: Path, labels: Labels, notes: list[str]) -> None:
+    """Refuses a class that has other values in the predictions' dataset.json, if there is one; notes other names."""
+    file = (pred if pred.is_dir() else pred.parent) / "dataset.json"
+    if not file.is_file():
+        return
+    try:
+        mine = read_description(file)[1]
+    except UserError as error:
+        notes.append(f"Not used: {file}. {error.problem}.")
+        return
+    both = mine.known & labels.known
+    theirs = dict(zip(labels.names, labels.values, strict=True))
+    for name, values in zip(mine.names, mine.values, strict=True):
+        if name in theirs and both & set(values) != both & set(theirs[name]):
+            raise UserError(
+                f'"{name}" is not the same value in predictions and references',
+                file=file,
+                found=f"{name} = {', '.join(map(str, values))}",
+                expected=f"{', '.join(map(str, theirs[name]))}, as in the references",
+                remedy="convert one of them: medseg data convert --classes says which value is which class",
+            )
+    if set(mine.names) != theirs.keys():
+        notes.append(
+            f"The predictions name their classes {', '.join(mine.names)}, the references {', '.join(labels.names)}: "
+            "values were compared as they are."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

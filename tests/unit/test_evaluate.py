@@ -74,6 +74,28 @@ def test_scores_of_a_folder(folders, tmp_path):
     assert "No dataset.json" in summary["notes"][0]
 
 
+def describe(folder, **labels):
+    channels = {"0": "CT"}
+    description = {"channel_names": channels, "labels": {"background": 0, **labels}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({**description, "numTraining": 3}))
+
+
+def test_classes_that_are_other_values_in_the_predictions_are_refused(folders, tmp_path):
+    pred, ref = folders
+    describe(ref, liver=1, spleen=2)
+    describe(pred, spleen=1, liver=2)
+    with pytest.raises(UserError, match=r"(?s)not the same value.*spleen = 1.*expected: 2"):
+        evaluate(pred, ref, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    describe(pred, organ=1)
+    notes = evaluate(pred, ref, tmp_path / "out")["notes"]
+    assert any("organ, the references liver, spleen" in note for note in notes)
+    describe(pred, liver=1)
+    assert len(evaluate(pred, ref, tmp_path / "out")["notes"]) == 1
+    describe(pred, liver=1, spleen=2)
+    assert not evaluate(pred, ref, tmp_path / "out")["notes"]
+
+
 def test_the_tolerance_is_used_and_stated(folders, tmp_path):
     strict = evaluate(*folders, tmp_path / "strict", nsd_tolerance=0.1)
     loose = evaluate(*folders, tmp_path / "loose", nsd_tolerance=1.0)
