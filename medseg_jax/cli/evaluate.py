@@ -118,7 +118,8 @@ def _print(summary: dict, out: Path) -> None:
     for name, pooled in summary.get("probabilities", {}).get("classes", {}).items():
         if pooled["ap"] is not None:
             areas = f"{pooled['ap']:.3f} (average precision), {pooled['aupr33']:.3f} (33 thresholds, as IDRiD)"
-            about = f"{name}, voxels of all cases pooled: AUPR {areas}; {pooled['prevalence']:.2%} are positive"
+            about = f"{name}, voxels of all cases pooled: AUPR {areas}; {pooled['prevalence']:.2%} are positive; "
+            about += f"soft Dice {pooled['soft_dice_pooled']:.3f}, which is no Dice of a mask"
             notes.print(about, soft_wrap=True)
     for note in remarks(summary):
         notes.print(note, soft_wrap=True)

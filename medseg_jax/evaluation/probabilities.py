@@ -105,6 +105,7 @@ class Pooled:
                 name: {
                     "ap": _known(h.average_precision()),
                     "aupr33": h.idrid_aupr(),
+                    "soft_dice_pooled": _known(h.soft_dice()),
                     "prevalence": float(h.positive.sum() / h.total.sum()),
                     "brier": calibration.histogram_brier(h),
                     **_calibration(h),

@@ -396,10 +396,11 @@ def _probabilities(content: Content) -> str:
                 continue
             cells = [
                 html.cell(html.number(key, own.get(key)))
-                for key in ("ap", "aupr33", "prevalence", "ece", "mce", "brier")
+                for key in ("ap", "aupr33", "soft_dice_pooled", "prevalence", "ece", "mce", "brier")
             ]
             rows.append(html.row(html.cell(name, kind="text"), *cells))
-        heads = ["All voxels pooled", "Average precision", "AUPR, 33 thresholds", "Prevalence", "ECE", "MCE", "Brier"]
+        heads = ["All voxels pooled", "Average precision", "AUPR, 33 thresholds", "Soft Dice", "Prevalence"]
+        heads += ["ECE", "MCE", "Brier"]
         chart = svg(calibration_figure(found), "Reliability curves")
         parts.append(f'{title}{html.table(heads, rows)}<div class="charts">{chart}<p class="note">{note}</p></div>')
     return "".join(parts)

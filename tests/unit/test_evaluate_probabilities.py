@@ -53,6 +53,8 @@ def test_pooled_figures_are_those_of_all_voxels_that_count(folders):
         found, score, mask = summary["classes"][name], p[:, k].astype(float), y == k
         assert found["ap"] == pytest.approx(pr.average_precision(score, mask), rel=1e-9)
         assert found["aupr33"] == pytest.approx(pr.idrid_aupr(score, mask), rel=1e-9)
+        soft = 2 * (score * mask).sum() / (score.sum() + mask.sum())
+        assert found["soft_dice_pooled"] == pytest.approx(soft, rel=1e-9)
         assert found["brier"] == pytest.approx(calibration.brier(score, mask), rel=1e-9)
         assert found["ece"] == pytest.approx(calibration.reliability(score, mask, mass=True).ece, rel=1e-9)
         assert found["voxels"] == len(y) == sum(found["curve"]["voxels"])

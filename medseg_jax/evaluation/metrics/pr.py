@@ -169,6 +169,15 @@ class ScoreHistogram:
         tp = above(self.positive)
         return np.stack([tp, above(self.negative), self.positive.sum() - tp])
 
+    def soft_dice(self) -> float:
+        """Dice of the scores themselves, 2 Σ p y / (Σ p + Σ y) over all voxels; NaN if all of both is 0.
+
+        What Med-2D SegNet's follow-up code prints as its Dice. It pools voxels, so that large objects weigh more, and
+        it is no Dice of any mask: do not compare it with one.
+        """
+        size = float((LEVELS * self.total).sum() + self.positive.sum())
+        return 2 * float((LEVELS * self.positive).sum()) / size if size else np.nan
+
     def idrid_aupr(self) -> float:
         """As the function of the same name."""
         return threshold_area(self.counts_at(IDRID, strict=True))
