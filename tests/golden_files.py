@@ -24,3 +24,8 @@ def read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(file, allow_pickle=False) as found:
         arrays = dict(found)
     return arrays, json.loads(str(arrays.pop("meta")))
+
+
+def draw(recipe: ModuleType, entry: dict[str, Any], salt: str) -> np.ndarray:
+    """An input: what the recipe makes of an entry of a file's meta (tag, shape, and a range if it is not [-1, 1))."""
+    return recipe.array(entry["tag"], tuple(entry["shape"]), salt, entry.get("low"), entry.get("high", 1.0))

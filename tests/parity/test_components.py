@@ -1,10 +1,10 @@
 """Connected components on the device against SciPy (golden/slic/components.npz) and the clean-up of pseudo-labels
 against WT-BCP's (golden/wt_bcp/largest_component.npz): exact."""
 
-import json
 import math
 from functools import partial
 
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +13,9 @@ import pytest
 from medseg_jax.ops.components import label, largest_component, largest_per_class
 
 
-def read(file):
-    with np.load(file, allow_pickle=False) as content:
-        arrays = dict(content)
-    return arrays, json.loads(str(arrays.pop("meta")))
-
-
 @pytest.mark.parametrize(("dim", "neighbours"), [(2, 4), (2, 8), (3, 6), (3, 18), (3, 26)])
 def test_labels_and_largest_of_hard_patterns(golden, dim, neighbours):
-    arrays, meta = read(golden / "slic" / "components.npz")
+    arrays, meta = golden_files.read(golden / "slic" / "components.npz")
     patterns = {name: facts for name, facts in meta["patterns"].items() if len(facts["shape"]) == dim}
     assert patterns
     largest_size = np.max([facts["shape"] for facts in patterns.values()], 0)
@@ -46,14 +40,14 @@ def test_labels_and_largest_of_hard_patterns(golden, dim, neighbours):
 
 
 def test_pseudo_labels_of_slices(golden):
-    arrays, _ = read(golden / "wt_bcp" / "largest_component.npz")
+    arrays, _ = golden_files.read(golden / "wt_bcp" / "largest_component.npz")
     clean = jax.jit(partial(largest_per_class, classes=4, neighbours=8))
     np.testing.assert_array_equal(clean(arrays["labels2d"]), arrays["largest2d"])
 
 
 @pytest.mark.parametrize("neighbours", [6, 18, 26])
 def test_pseudo_labels_of_volumes(golden, neighbours):
-    arrays, _ = read(golden / "wt_bcp" / "largest_component.npz")
+    arrays, _ = golden_files.read(golden / "wt_bcp" / "largest_component.npz")
     field = jnp.asarray(arrays["field3d"])
     foreground = jax.nn.softmax(jnp.stack([jnp.zeros_like(field), field], -1))[..., 1] >= 0.5
     np.testing.assert_array_equal(foreground, arrays["foreground3d"])

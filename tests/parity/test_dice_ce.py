@@ -1,8 +1,6 @@
 """Dice + cross entropy against MONAI's DiceCELoss (golden/unetr/dice_ce.npz): value, gradient, without background."""
 
-import importlib.util
-import json
-
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,16 +11,9 @@ from medseg_jax.losses import dice_ce
 
 @pytest.fixture(scope="module")
 def reference(golden):
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    with np.load(golden / "unetr" / "dice_ce.npz", allow_pickle=False) as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays.pop("meta")))
+    arrays, meta = golden_files.read(golden / "unetr" / "dice_ce.npz")
     given = meta["inputs"]["logits"]
-    logits = 2 * recipe.array(given["recipe_tag"], tuple(given["shape"]), meta["salt"])  # [b, k, *s]
+    logits = 2 * golden_files.load(golden).array(given["recipe_tag"], tuple(given["shape"]), meta["salt"])  # [b, k, *s]
     logits = jnp.moveaxis(jnp.asarray(logits), 1, -1)
     target = jax.nn.one_hot(arrays["in_labels"][:, 0], meta["config"]["classes"])  # [b, *s, k]
     return arrays, meta, logits, target

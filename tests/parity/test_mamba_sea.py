@@ -1,9 +1,8 @@
 """The selective scan against mamba-ssm's reference (golden/mamba_sea/selective_scan.npz): y and all seven gradients."""
 
 import functools
-import importlib.util
-import json
 
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,17 +18,10 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
 @pytest.fixture(scope="module")
 def reference(golden):
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    with np.load(golden / "mamba_sea" / "selective_scan.npz", allow_pickle=False) as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays.pop("meta")))
+    recipe = golden_files.load(golden)
+    arrays, meta = golden_files.read(golden / "mamba_sea" / "selective_scan.npz")
     inputs = {
-        name: recipe.array(i["tag"], tuple(i["shape"]), meta["salt"], i.get("low"), i.get("high", 1.0))
-        * (-1 if i.get("then") == "A = -value" else 1)
+        name: golden_files.draw(recipe, i, meta["salt"]) * (-1 if i.get("then") == "A = -value" else 1)
         for name, i in meta["recipe_inputs"].items()
     }
     return arrays, meta, inputs

@@ -1,8 +1,6 @@
 """Mamba-Sea's augmentations and objective against the released code (golden/mamba_sea/{lsa,gva,losses}.npz)."""
 
-import importlib.util
-import json
-
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +13,7 @@ from medseg_jax.methods.objective import Fn
 
 @pytest.fixture(scope="module")
 def recipe(golden):
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return golden_files.load(golden)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +21,8 @@ def reading(golden, recipe):
     """name -> (arrays, meta, inputs) of a golden file."""
 
     def read(name):
-        with np.load(golden / "mamba_sea" / f"{name}.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-        meta = json.loads(str(arrays.pop("meta")))
-        inputs = {
-            key: recipe.array(i["tag"], tuple(i["shape"]), meta["salt"], i.get("low"), i.get("high", 1.0))
-            for key, i in meta["recipe_inputs"].items()
-        }
+        arrays, meta = golden_files.read(golden / "mamba_sea" / f"{name}.npz")
+        inputs = {key: golden_files.draw(recipe, i, meta["salt"]) for key, i in meta["recipe_inputs"].items()}
         return arrays, meta, inputs
 
     return read

@@ -3,11 +3,11 @@
 Weights are made from the reference's names and shapes and come in through `weights/vmunet.py`.
 """
 
-import importlib.util
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,19 +28,12 @@ class File:
     """One golden file: arrays, meta, the inputs and weights that its recipe makes."""
 
     def __init__(self, folder, name):
-        spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-        assert spec is not None
-        assert spec.loader is not None
-        self.recipe = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.recipe)
-        with np.load(folder / "mamba_sea" / f"{name}.npz", allow_pickle=False) as file:
-            self.arrays = dict(file)
-        self.meta = json.loads(str(self.arrays.pop("meta")))
+        self.recipe = golden_files.load(folder)
+        self.arrays, self.meta = golden_files.read(folder / "mamba_sea" / f"{name}.npz")
         self.folder = folder / "mamba_sea"
 
     def input(self, name):
-        i = self.meta["recipe_inputs"][name]
-        x = self.recipe.array(i["tag"], tuple(i["shape"]), self.meta["salt"], i.get("low"), i.get("high", 1.0))
+        x = golden_files.draw(self.recipe, self.meta["recipe_inputs"][name], self.meta["salt"])
         if name.endswith("/x"):
             return np.rint(8 * x.astype(np.float64) - 4)
         return np.rint(6 * x.astype(np.float64) - 3) if name.endswith("/int_weight") else x

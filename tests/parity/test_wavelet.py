@@ -1,8 +1,6 @@
 """The discrete wavelet transform against PyWavelets (golden/wavelet/dwt.npz)."""
 
-import importlib.util
-import json
-
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +14,7 @@ MODES = ["periodization", "symmetric"]
 
 @pytest.fixture(scope="module")
 def reference(golden):
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    with np.load(golden / "wavelet" / "dwt.npz", allow_pickle=False) as file:
-        arrays = dict(file)
-    return arrays, json.loads(str(arrays.pop("meta"))), recipe.array
+    return *golden_files.read(golden / "wavelet" / "dwt.npz"), golden_files.load(golden).array
 
 
 @pytest.mark.parametrize("wavelet", WAVELETS)

@@ -1,11 +1,10 @@
 """BCP and WT-BCP against the public PyTorch code (golden/wt_bcp): masks, mixes, LF/HF, losses, EMA, clean-up."""
 
-import importlib.util
-import json
 import math
 import re
 from functools import partial
 
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +21,7 @@ HEADS = ("main", "low", "high")
 
 @pytest.fixture(scope="module")
 def recipe(golden):
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return golden_files.load(golden)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +29,14 @@ def reference(golden, recipe):
     """(name of a file) -> its arrays, its meta, and its inputs with channels last."""
 
     def read(name):
-        with np.load(golden / "wt_bcp" / f"{name}.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-        meta = json.loads(str(arrays.pop("meta")))
+        arrays, meta = golden_files.read(golden / "wt_bcp" / f"{name}.npz")
         return arrays, meta, {k: given(recipe, i, meta["salt"]) for k, i in meta["recipe_inputs"].items()}
 
     return read
 
 
 def given(recipe, entry, salt):
-    x = recipe.array(entry["tag"], tuple(entry["shape"]), salt, entry.get("low"), entry.get("high", 1.0))
+    x = golden_files.draw(recipe, entry, salt)
     then = entry.get("then", "")
     if found := re.fullmatch(r"integer label = minimum\(floor\((\d+) \* value\), (\d+)\)", then):
         return np.minimum(np.floor(int(found[1]) * x), int(found[2])).astype(np.int32)

@@ -1,9 +1,9 @@
 """The networks of WT-BCP and BCP against the public PyTorch code (golden/wt_bcp), through the weight converters."""
 
 import ast
-import importlib.util
 import json
 
+import golden_files
 import jax
 import numpy as np
 import pytest
@@ -17,25 +17,17 @@ from medseg_jax.weights import load
 
 @pytest.fixture(scope="module")
 def recipe(golden):
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return golden_files.load(golden)
 
 
 class Reference:
     """One golden file: its arrays, its inputs channels-last, its network with its weights."""
 
     def __init__(self, golden, recipe, name, net):
-        with np.load(golden / "wt_bcp" / f"{name}.npz", allow_pickle=False) as file:
-            self.arrays = dict(file)
-        self.meta = json.loads(str(self.arrays.pop("meta")))
+        self.arrays, self.meta = golden_files.read(golden / "wt_bcp" / f"{name}.npz")
         self.inputs = {}
         for key, i in self.meta["recipe_inputs"].items():
-            array = recipe.array(i["tag"], tuple(i["shape"]), self.meta["salt"], i.get("low"), i.get("high", 1.0))
-            self.inputs[key] = np.moveaxis(array, 1, -1)
+            self.inputs[key] = np.moveaxis(golden_files.draw(recipe, i, self.meta["salt"]), 1, -1)
         names = json.loads((golden / "wt_bcp" / self.meta["weights"]["net"]["names_and_shapes_file"]).read_text())
         shapes = {key: tuple(shape) for key, shape in names["names_and_shapes"].items()}
         self.tensors = recipe.weights(shapes, self.meta["salt"])
