@@ -1,4 +1,6 @@
-"""vmap of the kernels: the mapped axis becomes more rows, or more channels where the parameters are mapped too.
+"""What the kernels of every platform share: their gradient, and vmap.
+
+Under vmap the mapped axis becomes more rows, or more channels where the parameters are mapped too.
 
 A kernel scans rows and blocks of channels that know nothing of each other, so that many calls are one with more of
 them. (The batching rule that JAX has for kernels would add an axis to the grid instead: single rows then stay single,
@@ -58,3 +60,52 @@ def foldable(kernel: Callable, tiles, inputs: tuple[Axes, ...], outputs: tuple[A
         return tuple(map(unfold, out, outputs)), (True,) * len(outputs)
 
     return call
+
+
+class Layout(NamedTuple):
+    """Axes of the arrays of a kernel.
+
+    Attributes:
+        wide: of u, delta and y, and of sums over time [b, ., c].
+        narrow: of B and C side by side.
+        shared: of A [n, c], and of the pair of D and the bias of delta [2, c].
+        boundaries: of the states that enter the chunks.
+    """
+
+    wide: Axes
+    narrow: Axes
+    shared: Axes
+    boundaries: Axes
+
+    @property
+    def inputs(self) -> tuple[Axes, ...]:
+        """Of u, delta, BC, A and the pair."""
+        return (self.wide, self.wide, self.narrow, self.shared, self.shared)
+
+
+@functools.cache
+def differentiable(forward: Callable, keep: Callable, backward: Callable, tiles, at: Layout) -> Callable:
+    """(u, delta, BC, A, pair) -> y, with its gradient and vmap, from three kernels.
+
+    Args:
+        forward: (tiles, *inputs) -> (y,).
+        keep: (tiles, *inputs) -> (y, boundaries).
+        backward: (tiles, *inputs, boundaries, dy) -> (du, ddelta, dBC, dA, dpair), the last two a sum for each row.
+    """
+
+    @jax.custom_vjp
+    def scan(*inputs: Array) -> Array:
+        return foldable(forward, tiles, at.inputs, (at.wide,))(*inputs)[0]
+
+    def scan_and_keep(*inputs: Array):
+        y, boundaries = foldable(keep, tiles, at.inputs, (at.wide, at.boundaries))(*inputs)
+        return y, (*inputs, boundaries)
+
+    def gradients(saved, dy: Array):
+        outputs = (at.wide, at.wide, at.narrow, at.wide, at.wide)
+        call = foldable(backward, tiles, (*at.inputs, at.boundaries, at.wide), outputs)
+        du, ddelta, dBC, dA, dpair = call(*saved, dy)
+        return du, ddelta, dBC, dA.sum(0), dpair.sum(0)
+
+    scan.defvjp(scan_and_keep, gradients)
+    return scan

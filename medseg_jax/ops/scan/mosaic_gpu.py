@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from medseg_jax.ops.scan.choice import gpu_states
-from medseg_jax.ops.scan.fold import Axes, foldable
+from medseg_jax.ops.scan.fold import Axes, Layout, differentiable
 from medseg_jax.ops.scan.problem import (
     Parameters,
     Sequences,
@@ -71,44 +71,16 @@ def mosaic_gpu(
     BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32).swapaxes(1, 2)  # [b, k, l, 2n]
     A = jnp.moveaxis(par.A, -1, 0).reshape(n, -1).astype(jnp.float32)  # [n, c]
     pair = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
-    y = _scan(flat(seq.u), flat(seq.delta), BC, A, pair, Tiles(flags, par.A.shape[1], chunk, interpret))
+    tiles = Tiles(flags, par.A.shape[1], chunk, interpret)
+    scan = differentiable(_forward, _forward_and_keep, _backward, tiles, _layout(tiles))
+    y = scan(flat(seq.u), flat(seq.delta), BC, A, pair)
     return y.reshape(*y.shape[:2], k, -1)[:, :length, :, :d]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _scan(u: Array, delta: Array, BC: Array, A: Array, pair: Array, tiles: Tiles) -> Array:
-    at = _axes(tiles)
-    return foldable(_forward, tiles, at.inputs, (at.wide,))(u, delta, BC, A, pair)[0]
-
-
-def _keep(u, delta, BC, A, pair, tiles):
-    at, inputs = _axes(tiles), (u, delta, BC, A, pair)
-    y, boundaries = foldable(_forward_and_keep, tiles, at.inputs, (at.wide, at.boundaries))(*inputs)
-    return y, (*inputs, boundaries)
-
-
-def _grads(tiles: Tiles, saved, dy):
-    at = _axes(tiles)
-    call = foldable(_backward, tiles, (*at.inputs, at.boundaries, at.wide), (at.wide, at.wide, at.narrow, *at.sums))
-    du, ddelta, dBC, dA, dpair = call(*saved, dy)
-    return du, ddelta, dBC, dA.sum(0), dpair.sum(0)
-
-
-_scan.defvjp(_keep, _grads)
-
-
-class _Arrays(NamedTuple):
-    inputs: tuple[Axes, ...]
-    wide: Axes
-    narrow: Axes
-    boundaries: Axes
-    sums: tuple[Axes, Axes]
-
-
-def _axes(tiles: Tiles) -> _Arrays:
-    """Rows and groups of u, delta, BC, A and the pair; of boundaries [t, b, n, c] and of sums over time [b, ., c]."""
-    wide, narrow, shared = Axes(0, 2, tiles.width), Axes(0, 1), Axes(None, 1, tiles.width)
-    return _Arrays((wide, wide, narrow, shared, shared), wide, narrow, Axes(1, 3, tiles.width), (wide, wide))
+def _layout(tiles: Tiles) -> Layout:
+    """Rows and groups of u [b, l, c], BC [b, k, l, 2n], A [n, c] and boundaries [t, b, n, c]."""
+    width = tiles.width
+    return Layout(Axes(0, 2, width), Axes(0, 1), Axes(None, 1, width), Axes(1, 3, width))
 
 
 def _forward(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:

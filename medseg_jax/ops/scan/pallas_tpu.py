@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medseg_jax.ops.scan.fold import Axes, foldable
+from medseg_jax.ops.scan.fold import Axes, Layout, differentiable
 from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
 
 LANES = 128
@@ -68,44 +68,15 @@ def pallas_tpu(
     BC = BC.reshape(*BC.shape[:2], k // groups, -1).transpose(2, 0, 1, 3)  # [k / groups, b, l, groups * 2n]
     A = jnp.moveaxis(par.A, -1, 0).reshape(par.A.shape[-1], -1).astype(jnp.float32)  # [n, c]
     skip_and_bias = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
-    y = _scan(flat(seq.u), flat(seq.delta), BC, A, skip_and_bias, tiles)
+    scan = differentiable(_forward, _forward_and_keep, _backward, tiles, _layout(tiles))
+    y = scan(flat(seq.u), flat(seq.delta), BC, A, skip_and_bias)
     return y.reshape(*y.shape[:2], k, -1)[:, :length, :, :d]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _scan(u: Array, delta: Array, BC: Array, A: Array, skip_and_bias: Array, tiles: Tiles) -> Array:
-    at = _axes(tiles)
-    return foldable(_forward, tiles, at.inputs, (at.wide,))(u, delta, BC, A, skip_and_bias)[0]
-
-
-def _keep(u, delta, BC, A, skip_and_bias, tiles):
-    at, inputs = _axes(tiles), (u, delta, BC, A, skip_and_bias)
-    y, boundaries = foldable(_forward_and_keep, tiles, at.inputs, (at.wide, at.boundaries))(*inputs)
-    return y, (*inputs, boundaries)
-
-
-def _grads(tiles: Tiles, saved, dy):
-    at = _axes(tiles)
-    call = foldable(_backward, tiles, (*at.inputs, at.boundaries, at.wide), (at.wide, at.wide, at.narrow, *at.sums))
-    du, ddelta, dBC, dA, dpair = call(*saved, dy)
-    return du, ddelta, dBC, dA.sum(0), dpair.sum(0)
-
-
-_scan.defvjp(_keep, _grads)
-
-
-class _Arrays(NamedTuple):
-    inputs: tuple[Axes, ...]
-    wide: Axes
-    narrow: Axes
-    boundaries: Axes
-    sums: tuple[Axes, Axes]
-
-
-def _axes(tiles: Tiles) -> _Arrays:
-    """Rows and blocks of u, delta, BC, A and the pair; of boundaries [t, n, b, c] and of sums over time [b, ., c]."""
-    wide, narrow, shared = Axes(0, 2, tiles.width), Axes(1, 0), Axes(None, 1, tiles.width)
-    return _Arrays((wide, wide, narrow, shared, shared), wide, narrow, Axes(2, 3, tiles.width), (wide, wide))
+def _layout(tiles: Tiles) -> Layout:
+    """Rows and blocks of u [b, l, c], BC [k, b, l, 2n], A [n, c] and boundaries [t, n, b, c]."""
+    width = tiles.width
+    return Layout(Axes(0, 2, width), Axes(1, 0), Axes(None, 1, width), Axes(2, 3, width))
 
 
 def _forward(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
