@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fakes import make_plan
 
 from medseg_jax import (
     BCP,
@@ -15,7 +16,6 @@ from medseg_jax import (
     CopyPaste,
     Labels,
     MeanTeacher,
-    Plan,
     Stage,
     UNet,
     UserError,
@@ -34,20 +34,7 @@ EXCLUSIVE = Labels.simple("a", "b")
 
 
 def bound(objective, labels=EXCLUSIVE, dim=2):
-    plan = Plan(
-        dim=dim,
-        spacing=None,
-        patch_size=(16,) * dim,
-        batch_size=4,
-        normalization=({"scheme": "none"},),
-        strides=((1,) * dim, (2,) * dim),
-        kernel_sizes=((3,) * dim,) * 2,
-        features=(4, 8),
-        crop_nonzero=False,
-        steps=1,
-        classes=labels.names,
-        in_channels=1,
-    )
+    plan = make_plan((16,) * dim, batch_size=4, classes=labels.names)
     return objective.bind(Task(plan, labels, 1))
 
 

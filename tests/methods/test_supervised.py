@@ -4,24 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import make_plan
 
-from medseg_jax import Labels, Plan, Supervised, UNet, UserError
+from medseg_jax import Labels, Supervised, UNet, UserError
 from medseg_jax.methods.objective import Task, check_batch
 
-PLAN = Plan(
-    dim=2,
-    spacing=None,
-    patch_size=(8, 8),
-    batch_size=2,
-    normalization=({"scheme": "none"},),
-    strides=((1, 1), (2, 2)),
-    kernel_sizes=((3, 3), (3, 3)),
-    features=(4, 8),
-    crop_nonzero=False,
-    steps=1,
-    classes=("a", "b"),
-    in_channels=1,
-)
+PLAN = make_plan((8, 8), classes=("a", "b"))
 KEY = jax.random.key(0)
 
 

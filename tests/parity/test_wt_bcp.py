@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import make_plan
 
-from medseg_jax import WTBCP, Labels, Plan, WTCopyPaste, XNet
+from medseg_jax import WTBCP, Labels, WTCopyPaste, XNet
 from medseg_jax.methods import teacher
 from medseg_jax.methods.bcp import box_size, in_box, mix, mixed_loss, paste_mask, region_loss
 from medseg_jax.methods.objective import Task
@@ -115,20 +116,7 @@ def truth(label, classes):
 
 def released(cls, dim, **options):
     """The objective as released, bound to a task of so many axes."""
-    plan = Plan(
-        dim=dim,
-        spacing=None,
-        patch_size=(16,) * dim,
-        batch_size=2,
-        normalization=({"scheme": "none"},),
-        strides=((1,) * dim, (2,) * dim),
-        kernel_sizes=((3,) * dim,) * 2,
-        features=(4, 8),
-        crop_nonzero=False,
-        steps=1,
-        classes=("a",),
-        in_channels=1,
-    )
+    plan = make_plan((16,) * dim, classes=("a",))
     return cls(net=XNet(width=2), as_released=True, **options).bind(Task(plan, Labels.simple("a"), 1))
 
 

@@ -17,7 +17,7 @@ import signal, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from test_predict import make_run, threshold
+from fakes import make_run, threshold
 from medseg_jax.cli import predict as verb
 from medseg_jax.runtime import run as runs
 folder = Path(sys.argv[2])
@@ -36,7 +36,7 @@ CASES = 4
 
 
 def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", CODE, str(Path(__file__).parents[1] / "unit"), str(folder)]
+    command = [sys.executable, "-c", CODE, str(Path(__file__).parents[1]), str(folder)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from fakes import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,30 +14,13 @@ from medseg_jax.data.cache import Cache, CachedCase, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.io import write_image, write_label
 from medseg_jax.data.pipeline import Mix, batch_at, cut, foreground_voxel, pick, place, stream
-from medseg_jax.data.plan import Plan
 from medseg_jax.types import Geometry, UserError
 
 PATCH = (8, 8, 8)
 
 
-def make_plan(dim=3) -> Plan:
-    return Plan(
-        dim=dim,
-        spacing=(1.0, 1.0, 1.0),
-        patch_size=PATCH[:dim],
-        batch_size=4,
-        normalization=({"scheme": "none"},),
-        strides=((1,) * dim, (2,) * dim),
-        kernel_sizes=((3,) * dim,) * 2,
-        features=(4, 8),
-        crop_nonzero=False,
-        steps=10,
-        classes=("a", "b"),
-        in_channels=1,
-    )
-
-
-PLAN = make_plan()
+FACTS = {"spacing": (1.0, 1.0, 1.0), "batch_size": 4, "classes": ("a", "b")}
+PLAN = make_plan(PATCH, **FACTS)
 DOMAINS = {"site0": 5, "site1": 2, "site2": 3}
 
 
@@ -230,7 +214,7 @@ def test_no_row_is_forced_without_a_share(data):
 
 def test_slices_for_a_flat_network(data):
     cache, dataset = data
-    flat = make_plan(2)
+    flat = make_plan(PATCH[:2], **FACTS)
     got = batch_at(cache, dataset, flat, Mix(foreground=1.0), sample_size=(12, 10), seed=0, step=4)
     assert got["image"].shape == (4, 12, 10, 1)
     assert got["label"].shape == (4, 12, 10)

@@ -6,110 +6,32 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from fakes import (
+    Counter,
+    expected_label,
+    folder_of_cases,
+    make_run,
+    random_volume,
+    threshold,
+    write_nifti,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from medseg_jax.data.cache import preprocess, restore
 from medseg_jax.data.geometry import resample, spacing_canonical, to_canonical
-from medseg_jax.data.plan import Plan
 from medseg_jax.inference import uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.ensemble import resample_slabs
 from medseg_jax.inference.predict import CasesFailed, Settings, predict, segment
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.types import Geometry, Labels
-
-LABELS = Labels.simple("low", "high")
-
-
-def threshold(image):
-    """A pointwise network: class 1 above 10, class 2 above 20; [b, *s, c] -> [b, *s, 3]."""
-    x = np.asarray(image)[..., :1]
-    return np.concatenate([x <= 10, (x > 10) & (x <= 20), x > 20], -1).astype(np.float32)
-
-
-def expected_label(image: np.ndarray) -> np.ndarray:
-    return (image > 10).astype(np.uint8) + (image > 20)
-
-
-def make_plan(patch: tuple[int, ...], **changes: Any) -> Plan:
-    dim = len(patch)
-    values: dict[str, Any] = {
-        "dim": dim,
-        "spacing": None,
-        "patch_size": patch,
-        "batch_size": 2,
-        "normalization": ({"scheme": "none"},),
-        "strides": ((1,) * dim, (2,) * dim),
-        "kernel_sizes": ((3,) * dim,) * 2,
-        "features": (4, 8),
-        "crop_nonzero": False,
-        "steps": 10,
-        "classes": LABELS.names,
-        "in_channels": 1,
-    }
-    return Plan(**values | changes)
-
-
-def make_run(folder: Path, patch: tuple[int, ...] = (4, 6, 8), network=threshold, weights: str = "a", **changes: Any):
-    """What `open_run` gives, with a network of our choice."""
-    manifest = folder / "checkpoints" / "0_main" / "best" / "7.sha256.json"
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps({"files": {}, "self": weights}))
-    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "low": 1, "high": 2}}))
-    channels = changes.pop("channels", ("MR",))
-    changes = {"normalization": ({"scheme": "none"},) * len(channels)} | changes
-    plan = make_plan(patch, in_channels=len(channels), **changes)
-    labels = Labels(plan.classes, tuple((i + 1,) for i in range(len(plan.classes))))
-    return SimpleNamespace(
-        path=folder,
-        plan=plan,
-        labels=labels,
-        channels=channels,
-        predict=network,
-        checkpoint="best",
-        step=7,
-        members=(),
-        thresholds=None,
-    )
-
-
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
-    image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine)
-    image.header["descrip"] = b"scanner 7"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
-
-
-def random_volume(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 31, shape).astype(np.int16)
-
-
-def folder_of_cases(folder: Path, count: int = 3) -> Path:
-    for i in range(count):
-        write_nifti(folder / f"c{i}.nii.gz", random_volume(4, 5, 6, seed=i))
-    return folder
-
-
-class Counter:
-    """A network that counts its calls and can fail at one of them."""
-
-    def __init__(self, fail_at: int = 0, error: type[BaseException] = RuntimeError):
-        self.calls, self.fail_at, self.error = 0, fail_at, error
-
-    def __call__(self, image):
-        self.calls += 1
-        if self.calls == self.fail_at:
-            raise self.error("out of something")
-        return threshold(image)
-
 
 # ------------------------------------------------------------------------------------------------- shape, place, header
 
@@ -487,7 +409,8 @@ import resource, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 sys.path.insert(0, sys.argv[1])
-from test_predict import make_run, predict
+from fakes import make_run
+from medseg_jax.inference.predict import predict
 def many(x):
     return jnp.concatenate([x <= 10, (x > 10) & (x <= 20), x > 20] + [x < 0] * 27, -1) * jnp.float32(1)
 for folder in map(Path, sys.argv[2:]):
@@ -500,7 +423,7 @@ for folder in map(Path, sys.argv[2:]):
 def peak_memory(patch: tuple[int, ...], spacing: tuple[float, ...] | None, *folders: Path) -> list[int]:
     """Most bytes that a fresh process has needed after predicting each folder's images in turn, with 30 classes."""
     code = MEASURE.format(patch=patch, spacing=spacing)
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), *map(str, folders)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [1024 * int(line) for line in done.stdout.split()]
@@ -525,7 +448,8 @@ import jax, jax.numpy as jnp
 sys.path.insert(0, sys.argv[1])
 from medseg_jax.data import io
 from medseg_jax.inference.memory import case_bound
-from test_predict import Settings, make_run, predict
+from fakes import make_run
+from medseg_jax.inference.predict import Settings, predict
 def few(x):
     return jnp.concatenate([x <= 10, (x > 10) & (x <= 20), x > 20], -1) * jnp.float32(1)
 def peak():
@@ -547,7 +471,7 @@ def peak_and_bound(folder: Path, shape: tuple[int, ...], patch: tuple[int, ...],
         slices = random_volume(*size[:2], 8).astype(np.float32)
         write_nifti(folder / name / "in" / "a.nii", np.tile(slices, (1, 1, -(-size[2] // 8)))[..., : size[2]])
     code = BOUND.format(patch=patch, spacing=spacing)
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak, bound = map(int, done.stdout.split())
