@@ -41,15 +41,16 @@ def main(argv: list[str]) -> int:
         print(json.dumps(result, indent=1, ensure_ascii=False))
         return 0
     print(f"A {result['a']}\nB {result['b']}\n")
-    print(f"{'':28s}{'A':>9s}{'B':>9s}{'B - A':>10s}   {'95 % interval':22s}{'p':>8s}{'p Holm':>9s}")
+    print(f"{'':28s}{'A':>10s}{'B':>10s}{'B - A':>11s}   {'95 % interval':24s}{'p':>8s}{'p Holm':>9s}")
     groups = {"": result["overall"]} | (result["classes"] if len(result["classes"]) > 1 else {})
     for name, tests in groups.items():
         for metric, t in tests.items():
             if (name and metric not in ("dice", "nsd", "hd95")) or t["p"] is None:
                 continue
             low, high = t["ci95"]
-            interval = "" if low is None else f"{low:+.4f} to {high:+.4f}"
-            row = f"{f'{name} {metric}'.strip():28s}{t['a']:9.4f}{t['b']:9.4f}{t['difference']:+10.4f}   {interval:22s}"
+            interval = "" if low is None else f"{_figure(low, '+').strip()} to {_figure(high, '+').strip()}"
+            figures = "".join((_figure(t["a"]), _figure(t["b"]), " ", _figure(t["difference"], "+")))
+            row = f"{f'{name} {metric}'.strip():28s}{figures}   {interval:24s}"
             print(f"{row}{t['p']:8.4f}{t['p_holm']:9.4f}")
     for side in ("a", "b"):
         if result[f"only_{side}"]:
@@ -58,3 +59,8 @@ def main(argv: list[str]) -> int:
     if args.out:
         print(args.out / "compare.html")
     return 0
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """In ten characters: four decimals, one of large ones."""
+    return f"{value:{sign}10.{4 if abs(value) < 100 else 1}f}"

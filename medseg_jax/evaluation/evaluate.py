@@ -242,6 +242,11 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str, view: Dat
     if dataset and (view or ref == dataset.root):
         references, chosen = _labels_of(dataset, split, predictions)
         notes.append(f"Scored the labelled cases of the split {chosen}.")
+        if learned := sum(case.split == "train" and case.id in references for case in dataset.cases):
+            notes.append(
+                f"{learned} of {len(references)} cases are training cases of this data set: for a model that learned "
+                "from them these scores say nothing about new images (--split val or test scores others)."
+            )
     elif split:
         raise UserError(
             "Only a data set has splits", file=ref, expected="a folder with dataset.json and labelsTr, as REF"

@@ -338,6 +338,15 @@ def test_a_data_set_gives_classes_domains_patients_and_the_split(phantoms, tmp_p
     assert {(r["case"], r["domain"], r["patient"]) for r in rows} == {(c.id, c.domain, c.patient) for c in cases}
 
 
+def test_scores_of_training_cases_come_with_a_warning(phantoms, tmp_path):
+    cases = phantoms.subset("train")
+    pred = predict_perfectly(phantoms, cases, tmp_path / "pred")
+    notes = evaluate(pred, phantoms.root, tmp_path / "out")["notes"]
+    assert any(f"{len(cases)} of {len(cases)} cases are training cases" in note for note in notes)
+    pred = predict_perfectly(phantoms, phantoms.subset("test"), tmp_path / "unseen")
+    assert not any("training cases" in note for note in evaluate(pred, phantoms.root, tmp_path / "out")["notes"])
+
+
 def test_the_splits_missing_cases_are_errors_too(phantoms, tmp_path):
     cases = phantoms.subset("train")
     pred = predict_perfectly(phantoms, cases[1:], tmp_path / "pred")
