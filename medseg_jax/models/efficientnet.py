@@ -1,9 +1,10 @@
 """EfficientNet b0 to b3 as an encoder, and the U-Net on top of it (Tan & Le 2019, arXiv 1905.11946).
 
 A stem and blocks of "mobile inverted bottleneck": expand by a 1x1 convolution, filter each channel on its own, weigh
-the channels by what the whole image holds of them (squeeze and excitation), project back, add. Padding, epsilon and
-momentum are those of the original TensorFlow code, which PyTorch ports keep: strided convolutions pad more at the
-bottom and right. The decoder and the five features of the encoder are those of segmentation_models_pytorch 0.4, so that
+the channels by what the whole image holds of them (squeeze and excitation), project back, add. Padding and epsilon are
+those of the original TensorFlow code, which PyTorch ports keep: strided convolutions pad more at the bottom and right.
+The momentum of batch normalisation is 0.1 instead of their 0.01, with which the running statistics need several hundred
+steps to be of use: trained from scratch for 300 steps, the network then predicted nothing. [our choice] The decoder and the five features of the encoder are those of segmentation_models_pytorch 0.4, so that
 its weights fit (weights/efficientnet.py).
 
 Parameters with 3 input and 2 output channels (segmentation_models_pytorch counts the unused ImageNet head's convolution
@@ -39,7 +40,7 @@ SCALING = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4
 FEATURES = {"b0": (3, 5, 9), "b1": (5, 8, 16), "b2": (5, 8, 16), "b3": (5, 8, 18)}
 """How many blocks come before the features of stride 4, 8 and 16."""
 
-EPS, MOMENTUM = 1e-3, 0.01
+EPS = 1e-3
 
 
 class Stage(NamedTuple):
@@ -107,7 +108,7 @@ class EfficientNetEncoder(nnx.Module):
         plain = {"dtype": dtype, "rngs": rngs}
         before = width(32, variant)
         self.stem = Conv(in_channels, before, (3, 3), 2, padding=same(3, 2), bias=False, **plain)
-        self.norm = Norm("batch", before, eps=EPS, momentum=MOMENTUM)
+        self.norm = Norm("batch", before, eps=EPS)
         self.blocks = nnx.List([])
         self.ends, self.drop_connect = (*FEATURES[variant], sum(s.count for s in stages(variant))), drop_connect
         dilations = {8: (2, 4), 16: (1, 2), 32: (1, 1)}[output_stride]  # of what is beyond stride 8, and beyond 16
@@ -155,16 +156,16 @@ class Bottleneck(nnx.Module):
         plain = {"dtype": dtype, "rngs": rngs}
         inner = in_channels * expansion
         self.expand = Conv(in_channels, inner, (1, 1), bias=False, **plain) if expansion > 1 else None
-        self.norm0 = Norm("batch", inner, eps=EPS, momentum=MOMENTUM) if expansion > 1 else None
+        self.norm0 = Norm("batch", inner, eps=EPS) if expansion > 1 else None
         padding = same(kernel, stride, dilation)
         options = {"padding": padding, "dilation": dilation, "groups": inner, "bias": False}
         self.depthwise = Conv(inner, inner, (kernel, kernel), stride, **options, **plain)
-        self.norm1 = Norm("batch", inner, eps=EPS, momentum=MOMENTUM)
+        self.norm1 = Norm("batch", inner, eps=EPS)
         squeezed = max(1, in_channels // 4)
         self.reduce = Conv(inner, squeezed, (1, 1), **plain)
         self.excite = Conv(squeezed, inner, (1, 1), **plain)
         self.project = Conv(inner, out_channels, (1, 1), bias=False, **plain)
-        self.norm2 = Norm("batch", out_channels, eps=EPS, momentum=MOMENTUM)
+        self.norm2 = Norm("batch", out_channels, eps=EPS)
         self.shortcut = stride == 1 and in_channels == out_channels
 
     def __call__(self, x: Array, train: bool, rate: float, rngs: nnx.Rngs | None) -> Array:
