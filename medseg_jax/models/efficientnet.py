@@ -4,8 +4,9 @@ A stem and blocks of "mobile inverted bottleneck": expand by a 1x1 convolution, 
 the channels by what the whole image holds of them (squeeze and excitation), project back, add. Padding and epsilon are
 those of the original TensorFlow code, which PyTorch ports keep: strided convolutions pad more at the bottom and right.
 The momentum of batch normalisation is 0.1 instead of their 0.01, with which the running statistics need several hundred
-steps to be of use: trained from scratch for 300 steps, the network then predicted nothing. [our choice] The decoder and the five features of the encoder are those of segmentation_models_pytorch 0.4, so that
-its weights fit (weights/efficientnet.py).
+steps to be of use: trained from scratch for 300 steps, the network then predicted nothing. [our choice] The decoder and
+the five features of the encoder are those of segmentation_models_pytorch 0.4, so that its weights fit
+(weights/efficientnet.py).
 
 Parameters with 3 input and 2 output channels (segmentation_models_pytorch counts the unused ImageNet head's convolution
 and norm of the encoder too, 412,160 for b0):
