@@ -26,6 +26,8 @@ METHODS = {
     "mamba_sea_conv": "Mamba-Sea, convolutions for the scans",
 }
 """The most important ones first."""
+BASES = {"mamba_sea": "vmunet", "mamba_sea_conv": "vmunet"}
+"""What a method is compared with, if not with the U-Net."""
 
 
 def discs(name: str) -> Job:
@@ -51,8 +53,9 @@ JOBS = (
 
 
 def table(records: Records) -> str:
-    """A table a data set: mean Dice on the held-out sites with the last weights, and differences to the U-Net."""
-    return "\n\n".join(_table(records, group) for group in DOMAINS)
+    """A table a data set: mean Dice on the held-out sites with the last weights, differences to the plain network."""
+    groups = (group for group in DOMAINS if any(name.startswith(group) for name, seeds in records.items() if seeds))
+    return "\n\n".join(_table(records, group) for group in groups)
 
 
 def _table(records: Records, group: str) -> str:
@@ -62,7 +65,7 @@ def _table(records: Records, group: str) -> str:
         f"{group}; trained without",
         *sites,
         "mean of sites",
-        "minus U-Net, by case (95 % interval)",
+        "difference by case (95 % interval)",
         "HD95",
         "seeds",
     )
@@ -83,12 +86,13 @@ def _spread(values: np.ndarray) -> str:
 
 
 def _gap(group: str, name: str) -> str:
-    """Mean difference to the U-Net over cases and the seeds that both have, with its interval over cases."""
+    """Mean difference to what it is compared with, over cases and the seeds that both have; its interval over cases."""
     if name == "unet":
         return ""
-    mine, theirs = (case_values("domain_generalisation", f"{group}_{n}", "last", "dice") for n in (name, "unet"))
+    base = BASES.get(name, "unet")
+    mine, theirs = (case_values("domain_generalisation", f"{group}_{n}", "last", "dice") for n in (name, base))
     both = {s: {key: mine[s][key] - theirs[s][key] for key in mine[s]} for s in mine.keys() & theirs.keys()}
     if not both:
         return ""
     mean, _, low, high = interval(both)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}) to {METHODS[base]}"
