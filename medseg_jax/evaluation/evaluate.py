@@ -1,6 +1,6 @@
 """Scores of a folder of predictions: every metric of every case and class, means, and how sure we are of them.
 
-    find_pairs     which prediction belongs to which reference, and what the classes are
+    find_pairs     which prediction belongs to which reference, and what the classes are (pairs.py)
     score_case     all metrics of all classes of one case                               -> rows of cases.csv
     summarise      means, spread and bootstrap intervals, overall, by class and domain   -> summary.json
 
@@ -38,12 +38,13 @@ import numpy as np
 from medseg_jax import __version__
 from medseg_jax.data import geometry as space
 from medseg_jax.data import io
-from medseg_jax.data.dataset import Dataset, read_description, unknown_values
+from medseg_jax.data.dataset import Dataset, unknown_values
 from medseg_jax.evaluation import probabilities
 from medseg_jax.evaluation.metrics.cldice import cldice
 from medseg_jax.evaluation.metrics.detection import IOU, match_lesions
 from medseg_jax.evaluation.metrics.overlap import overlap, relative_volume_error, volume
 from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
+from medseg_jax.evaluation.pairs import Pair, compare_classes, discover_labels, find_pairs, some
 from medseg_jax.types import Labels, UserError
 
 METRICS = ("dice", "iou", "precision", "recall", "hd", "hd95", "assd", "nsd", "volume_error", "volume_error_relative")
@@ -66,34 +67,6 @@ DISTANCES = ("hd", "hd95", "assd")
 TEXTS = ("case", "class", "domain", "patient")
 REST = ("volume_prediction", "volume_reference", "empty", "diagonal")
 BOOTSTRAP = 2000
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One case to score: its reference, and its prediction (None: missing, scored as empty)."""
-
-    id: str
-    prediction: Path | None
-    reference: Path
-    domain: str = ""
-    patient: str = ""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What is to be scored.
-
-    Attributes:
-        pairs: one per reference, sorted by id.
-        labels: the classes, or None where no dataset.json says what they are.
-        extra: predictions without a reference.
-        notes: decisions that the reader should know of.
-    """
-
-    pairs: tuple[Pair, ...]
-    labels: Labels | None
-    extra: tuple[Path, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -179,10 +152,10 @@ def evaluate(
     notes = list(found.notes)
     labels = labels or found.labels
     if labels is None:
-        labels = _discover_labels(found.pairs)
+        labels = discover_labels(found.pairs)
         values = ", ".join(str(vs[0]) for vs in labels.values)
         notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
-    _compare_classes(Path(pred).absolute(), labels, notes)
+    compare_classes(Path(pred).absolute(), labels, notes)
     if not 0 < lesion_iou <= 1:
         raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
     settings = Settings(nsd_tolerance, lesions, lesion_iou, cldice)
@@ -223,182 +196,6 @@ def evaluate(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which prediction belongs to which reference
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def find_pairs(pred: Path, ref: Path, split: str | None, missing: str, view: Dataset | None = None) -> Pairs:
-    """Match predictions and references by the stem of their file names; arguments and errors as in `evaluate`.
-
-    Args:
-        view: the data set that lies in `ref`, where its splits are others than those of its dataset.json (a fold).
-    """
-    for path, role in ((pred, "predictions"), (ref, "references")):
-        if not path.exists():
-            raise UserError(f"There are no {role} here", file=path, found="no such file or folder")
-    notes: list[str] = []
-    dataset, labels = (view, view.labels) if view else _describe(ref, pred, notes)
-    predictions = _stems(pred)
-    if dataset and (view or ref == dataset.root):
-        references, chosen = _labels_of(dataset, split, predictions)
-        notes.append(f"Scored the labelled cases of the split {chosen}.")
-        if learned := sum(case.split == "train" and case.id in references for case in dataset.cases):
-            notes.append(
-                f"{learned} of {len(references)} cases are training cases of this data set: for a model that learned "
-                "from them these scores say nothing about new images (--split val or test scores others)."
-            )
-    elif split:
-        raise UserError(
-            "Only a data set has splits", file=ref, expected="a folder with dataset.json and labelsTr, as REF"
-        )
-    else:
-        references = _one_each(_stems(ref), endings=set())
-    if pred.is_file():
-        id, paths = predictions.popitem()
-        if ref.is_file():
-            id = io.stem(ref)
-        predictions, references = {id: paths}, {id: references[id]} if id in references else references
-    found = _one_each(predictions, endings={io.suffix(path) for path in references.values()})
-    _refuse_absent(pred, ref, references, found, missing)
-    cases = {case.id: case for case in dataset.cases} if dataset else {}
-    if missing == "skip" and (absent := sorted(references.keys() - found.keys())):
-        notes.append(f"References without a prediction, left out: {_some(absent)}.")
-        references = {id: path for id, path in references.items() if id in found}
-    pairs = []
-    for id, reference in sorted(references.items()):
-        domain, patient = (cases[id].domain, cases[id].patient) if id in cases else ("", "")
-        pairs.append(Pair(id, found.get(id), reference, domain, patient))
-    extra = tuple(found[id] for id in sorted(found.keys() - references.keys()))
-    return Pairs(tuple(pairs), labels, extra, tuple(notes))
-
-
-def _describe(ref: Path, pred: Path, notes: list[str]) -> tuple[Dataset | None, Labels | None]:
-    """The data set of the references, and the classes by the nearest dataset.json; one that cannot be read is noted."""
-    root = dataset_root(ref)
-    if root == ref:
-        dataset = Dataset.open(ref)
-        return dataset, dataset.labels
-    for path in (ref, ref.parent, pred, pred.parent):
-        if not (path / "dataset.json").is_file():
-            continue
-        try:
-            dataset = Dataset.open(path) if path == root else None
-            return dataset, dataset.labels if dataset else read_description(path / "dataset.json")[1]
-        except UserError as error:
-            notes.append(f"Not used: {path / 'dataset.json'}. {error.problem}.")
-    return None, None
-
-
-def dataset_root(ref: Path) -> Path | None:
-    """The folder of the data set that `ref` is, or whose folder of labels it is (or lies in)."""
-    folder = ref if ref.is_dir() else ref.parent
-    for root in (folder, folder.parent):
-        is_dataset = any((root / name).is_dir() for name in ("imagesTr", "imagesTs"))
-        if (root / "dataset.json").is_file() and is_dataset and (root == folder or folder.name.startswith("labels")):
-            return root
-    return None
-
-
-def _labels_of(dataset: Dataset, split: str | None, predictions: Mapping[str, Any]) -> tuple[dict[str, Path], str]:
-    """Label files of a split, or of all splits that some prediction belongs to; and the names of these splits."""
-    labelled = [case for case in dataset.cases if case.label is not None]
-    splits = {split} if split else {case.split for case in labelled if case.id in predictions}
-    if split:
-        dataset.subset(split)  # names the splits if there is no such one
-    chosen = {case.id: case.label for case in labelled if case.split in (splits or {c.split for c in labelled})}
-    return {id: label for id, label in chosen.items() if label is not None}, ", ".join(sorted(splits)) or "none"
-
-
-def _stems(path: Path) -> dict[str, list[Path]]:
-    stems: dict[str, list[Path]] = {}
-    for file in [path] if path.is_file() else io.list_files(path):
-        stems.setdefault(io.stem(file), []).append(file)
-    return stems
-
-
-def _one_each(stems: Mapping[str, Sequence[Path]], endings: set[str]) -> dict[str, Path]:
-    """One file for each stem: where there are several (label map and probabilities), that with one of the endings."""
-    chosen = {}
-    for id, paths in stems.items():
-        fitting = [path for path in paths if io.suffix(path) in endings] or paths
-        if len(fitting) > 1:
-            raise UserError(
-                f"Several files could be case {id}",
-                file=fitting[0].parent,
-                found=", ".join(path.name for path in fitting),
-                expected="one label map per case",
-            )
-        chosen[id] = fitting[0]
-    return chosen
-
-
-def _refuse_absent(pred: Path, ref: Path, references: Mapping, predictions: Mapping, missing: str) -> None:
-    if not references:
-        raise UserError("There is no reference to score against", file=ref, found="no label map")
-    if not references.keys() & predictions.keys():
-        raise UserError(
-            "No prediction has the name of a reference",
-            file=pred,
-            found=_some(sorted(predictions)) or "no label map",
-            expected=_some(sorted(references)),
-        )
-    absent = sorted(references.keys() - predictions.keys())
-    if absent and missing == "error":
-        raise UserError(
-            f"{len(absent)} of {len(references)} references have no prediction",
-            file=pred,
-            found="no " + _some(absent, 20),
-            remedy="predict them; or --missing skip scores the others alone, --missing worst scores these as empty",
-        )
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
-
-
-def _discover_labels(pairs: Sequence[Pair]) -> Labels:
-    """One class for each value but 0 that occurs in a reference."""
-    values = sorted({int(v) for pair in pairs for v in np.unique(io.read_label(pair.reference)[0])} - {0})
-    if not 0 < len(values) <= 32:
-        raise UserError(
-            "The references do not look like label maps, and no dataset.json names the classes",
-            file=pairs[0].reference.parent,
-            found=f"{len(values)} values beside 0" if values else "nothing but 0",
-            expected="1 to 32 values beside 0, or a dataset.json",
-            remedy="medseg data convert makes a data set of masks with soft edges or JPEG ringing",
-        )
-    return Labels(tuple(f"label {v}" for v in values), tuple((v,) for v in values))
-
-
-def _compare_classes(pred: Path, labels: Labels, notes: list[str]) -> None:
-    """Refuses a class that has other values in the predictions' dataset.json, if there is one; notes other names."""
-    file = (pred if pred.is_dir() else pred.parent) / "dataset.json"
-    if not file.is_file():
-        return
-    try:
-        mine = read_description(file)[1]
-    except UserError as error:
-        notes.append(f"Not used: {file}. {error.problem}.")
-        return
-    both = mine.known & labels.known
-    theirs = dict(zip(labels.names, labels.values, strict=True))
-    for name, values in zip(mine.names, mine.values, strict=True):
-        if name in theirs and both & set(values) != both & set(theirs[name]):
-            raise UserError(
-                f'"{name}" is not the same value in predictions and references',
-                file=file,
-                found=f"{name} = {', '.join(map(str, values))}",
-                expected=f"{', '.join(map(str, theirs[name]))}, as in the references",
-                remedy="convert one of them: medseg data convert --classes says which value is which class",
-            )
-    if set(mine.names) != theirs.keys():
-        notes.append(
-            f"The predictions name their classes {', '.join(mine.names)}, the references {', '.join(labels.names)}: "
-            "values were compared as they are."
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # One case
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -414,7 +211,7 @@ def _find_maps(pred: Path, folder: str | Path | None, pairs: Sequence[Pair], not
         raise UserError(
             f"{len(missing)} of {len(maps)} cases have no probability map",
             file=where,
-            found=f"none for {_some(missing)}",
+            found=f"none for {some(missing)}",
             expected="<case>.npz for every case",
             remedy="medseg predict RUN -i IN -o OUT --probabilities writes them",
         )
@@ -515,8 +312,8 @@ def _refuse_unknown(label: np.ndarray, labels: Labels, path: Path) -> None:
         raise UserError(
             "A label map holds values that are no class",
             file=path,
-            found=_some([f"{value} ({count} voxels)" for value, count in unknown.items()]),
-            expected=_some([str(v) for v in sorted(labels.known)], 20),
+            found=some([f"{value} ({count} voxels)" for value, count in unknown.items()]),
+            expected=some([str(v) for v in sorted(labels.known)], 20),
         )
 
 
@@ -648,9 +445,9 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     for metric, number in summary.get("undefined", {}).items():  # of an older version: none
         lines.append(f"Not defined, and left out of its mean: {metric} in {number} of the rows of cases.csv.")
     if summary["missing"]:
-        lines.append(f"No prediction, scored as empty: {_some(summary['missing'], 20)}.")
+        lines.append(f"No prediction, scored as empty: {some(summary['missing'], 20)}.")
     if summary["extra"]:
-        lines.append(f"Predictions without a reference, left out: {_some(summary['extra'], 20)}.")
+        lines.append(f"Predictions without a reference, left out: {some(summary['extra'], 20)}.")
     return lines
 
 

@@ -26,7 +26,8 @@ from medseg_jax.data import io, preview
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.evaluation import html
 from medseg_jax.evaluation.charts import calibration_figure, line_chart, strip_chart, svg
-from medseg_jax.evaluation.evaluate import ACCURACY, DISTANCES, LESIONS, dataset_root, read_rows, remarks
+from medseg_jax.evaluation.evaluate import ACCURACY, DISTANCES, LESIONS, read_rows, remarks
+from medseg_jax.evaluation.pairs import dataset_root
 from medseg_jax.types import UserError
 
 HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
