@@ -33,6 +33,9 @@ Distributions", TMLR 2026, and its code; sections A1 to A13 of our specification
   choice]
 * `warmup` steps of plain cross entropy, in which no posterior is inferred. A network that knows nothing yet would teach
   the posterior its own mistakes; they rely on the start m = -5 alone, and on many epochs. [our choice]
+* `begin`: the same for each class, by what the network has learned instead of by the step: a class is doubted while the
+  network agrees with its labels to that soft Dice (over about ten batches), so that a structure which it does not find
+  yet, or no longer, is learned from the labels as they are. [our choice]
 * `learn_rho`: rho by gradient on the same bound, in (0, .95); fixed in the paper.
 """
 
@@ -57,6 +60,7 @@ from medseg_jax.ops import kms
 from medseg_jax.types import Batch, Labels, UserError
 
 HIGHEST_RHO = 0.95  # of a learned rho
+MEMORY = 0.9  # of the agreement of network and labels: about ten batches
 ROWS = 64  # the store's rows are a multiple of this, so that it can be split over as many devices
 
 
@@ -96,6 +100,8 @@ class KMSNoise(Objective):
         variance: standard deviation that eta is drawn with: g, or sqrt(g) as the published code did.
         learn_rho: start from `rho` and learn it.
         warmup: steps of plain cross entropy before the first E-step.
+        begin: soft Dice of network and labels from which on the labels of a class (of all, if they exclude each other)
+            are doubted; 0 to doubt them whatever the network knows.
     """
 
     batch_spec: ClassVar[tuple[str, ...]] = ("image", "label", "case", "start")
@@ -113,12 +119,15 @@ class KMSNoise(Objective):
     variance: Literal["as_written", "as_run"] = "as_written"
     learn_rho: bool = False
     warmup: int = 0
+    begin: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.rho <= HIGHEST_RHO + 0.04 or (self.learn_rho and not 0 < self.rho < HIGHEST_RHO):
             raise UserError(
                 "KMSNoise.rho is no correlation", found=self.rho, expected="0 to 0.99; to learn it, 0 to 0.95"
             )
+        if not 0 <= self.begin < 1:
+            raise UserError("KMSNoise.begin is a Dice", found=self.begin, expected="0 or more, and below 1")
         if self.e_steps < 1 or self.s <= 0 or self.nodes < 0 or self.variance not in ("as_written", "as_run"):
             raise UserError(
                 "KMSNoise cannot be trained with these settings",
@@ -149,7 +158,8 @@ class KMSNoise(Objective):
         cases = {"m": jnp.full(shape, self.start, jnp.float32), "raw": jnp.full(shape, _inverse_softplus(self.s))}
         if self.learn_rho:
             params = {**params, "noise": {"rho": jnp.float32(math.log(self.rho / (HIGHEST_RHO - self.rho)))}}
-        return params, {"stats": stats, "cases": cases, "step": jnp.int32(0)}
+        agreement = jnp.zeros((2, shape[1]))  # twice the overlap of network and labels, and their size, of each field
+        return params, {"stats": stats, "cases": cases, "step": jnp.int32(0), "agreement": agreement}
 
     def pretrained(self, params: Tree, aux: Tree, load) -> tuple[Tree, Tree]:
         net, stats = load(self.net, without_noise(params), aux["stats"])
@@ -169,10 +179,12 @@ class KMSNoise(Objective):
         old = Posterior(*(self.store.window(rows[name], corner) for name in ("m", "raw")))  # [b, f, *window]
         gap = jax.lax.stop_gradient(_gap(logits[0], target, labels))  # [b, *s, f]
         gap, counted, shown = to_window(gap, weight, batch["voxel"], self.store.window_shape)
-        started = aux["step"] >= self.warmup
+        agreement = MEMORY * aux["agreement"] + jax.lax.stop_gradient(_agreement(logits[0], target, weight, labels))
+        known = agreement[0] >= self.begin * agreement[1]  # [f]
+        started = (known & (aux["step"] >= self.warmup)).reshape(-1, *(1,) * dim)  # [f, 1, ..]
         posterior = jax.lax.stop_gradient(
             jax.lax.cond(
-                started,
+                started.any(),
                 lambda: infer(
                     old,
                     gap,
@@ -186,23 +198,27 @@ class KMSNoise(Objective):
                 lambda: old,
             )
         )
-        posterior = Posterior(*(jnp.where(shown[:, None], n, o) for n, o in zip(posterior, old, strict=True)))
+        new = shown[:, None] & started
+        posterior = Posterior(*(jnp.where(new, n, o) for n, o in zip(posterior, old, strict=True)))
 
         # M-step, in the frame of the patch
         flip = jnp.where(started, self.flip(posterior, jax.random.fold_in(noise_key, self.e_steps)), 0)
         target = soften(target, to_patch(flip, batch["voxel"]), labels)
         entropy = losses.cross_entropy if labels.exclusive else losses.binary_cross_entropy
         loss = losses.deep_supervision(entropy, logits, target, weight)
-        metrics = {"wrong": (flip * counted[:, None]).sum() / jnp.maximum(counted.sum() * flip.shape[1], 1)}
+        metrics = {
+            "doubted": started.mean(),
+            "wrong": (flip * counted[:, None]).sum() / jnp.maximum(counted.sum() * flip.shape[1], 1),
+        }
         if self.learn_rho:
             divergence = kms.kl(posterior.m, posterior.g, *prior, dim=dim)  # [b, f]
-            loss += jnp.where(started, divergence.mean() / math.prod(self.store.window_shape), 0)
+            loss += jnp.where(started.ravel(), divergence, 0).mean() / math.prod(self.store.window_shape)
             metrics["rho"] = jnp.asarray(prior.rho)
 
         for name, value in zip(("m", "raw"), posterior, strict=True):
             rows[name] = self.store.put(rows[name], value, corner)
         cases = {name: self.store.write(aux["cases"][name], rows[name], unit) for name in rows}
-        return loss, ({"stats": stats, "cases": cases, "step": aux["step"] + 1}, metrics)
+        return loss, ({"stats": stats, "cases": cases, "step": aux["step"] + 1, "agreement": agreement}, metrics)
 
     def predict(self, params: Tree, aux: Tree, frozen: Tree, image: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         logits, _ = self.fn.apply(without_noise(params), aux["stats"], image, train=False)
@@ -245,6 +261,16 @@ def _gap(logits: Array, target: Array, labels: Labels) -> Float[Array, "b *s f"]
     log_p, chosen = losses.exclusive_choices(logits, target, labels.exclusive)
     own = (log_p * chosen).sum(-1)
     return own - (log_p.sum(-1) - own) / (log_p.shape[-1] - 1)
+
+
+def _agreement(logits: Array, target: Array, weight: Array | None, labels: Labels) -> Float[Array, "2 f"]:
+    """Twice the overlap of the network's probabilities with the labels, and the sum of both; foreground together if
+    classes exclude each other."""
+    p = probabilities(logits, labels.exclusive)[..., labels.exclusive :]
+    y = target[..., labels.exclusive :]
+    w = 1.0 if weight is None else weight[..., None]
+    sums = jnp.stack([2 * w * p * y, w * (p + y)]).sum(range(1, p.ndim))  # [2, k]
+    return sums.sum(-1, keepdims=True) if labels.exclusive else sums
 
 
 def soften(target: Float[Array, "b *s k"], flip: Float[Array, "b *s f"], labels: Labels) -> Float[Array, "b *s k"]:

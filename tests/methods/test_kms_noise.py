@@ -219,6 +219,18 @@ def test_before_the_warm_up_ends_it_is_cross_entropy():
     assert (second["aux"]["cases"]["m"] != -5).any()
 
 
+def test_only_classes_that_the_network_knows_are_doubted():
+    p = parts(KMSNoise(NET, e_steps=2, begin=0.5).bind(task(Labels.overlapping("a", "b"))))
+    given = batch(np.random.default_rng(0).integers(0, 4, (2, 16, 16)).astype(np.int32))
+    state = init_state(p, given)
+    state["aux"]["agreement"] = jnp.asarray([[9e5, 1e5], [1e6, 1e6]])  # Dice .9 and .1
+    new, metrics = jax.jit(make_step(p))(state, {}, given)
+    moved = np.asarray((new["aux"]["cases"]["m"] != -5).any((0, 2, 3)))
+    assert moved.tolist() == [True, False]
+    assert metrics["doubted"] == 0.5
+    np.testing.assert_allclose(new["aux"]["agreement"], 0.9 * np.asarray([[9e5, 1e5], [1e6, 1e6]]), atol=2000)
+
+
 def test_nan_enters_no_posterior():
     labels = Labels.simple("a")
     p = parts(KMSNoise(NET, e_steps=2).bind(task(labels)))
