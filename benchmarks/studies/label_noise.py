@@ -13,10 +13,18 @@ from studies import Job, Records, case_values, interval
 PAGE = "docs/how-to/wrong-labels.md"
 
 LEVELS = {"mild": ("0.3", "0.5"), "middle": ("0.5", "0.7"), "strong": ("0.7", "0.7")}
+
+
+def _from_step(step: int) -> tuple[str, ...]:
+    """Doubt everything from one step on."""
+    return ("--stages.0.objective.begin", "0", "--stages.0.objective.warmup", str(step))
+
+
 METHODS = {
     "ce": ("robust_jsrt", ("--stages.0.objective.loss-name", "ce"), "cross entropy"),
     "kms": ("kms_noise_jsrt", (), "KMS noise"),
-    "kms_early": ("kms_noise_jsrt", ("--stages.0.objective.warmup", "100"), "KMS noise, E-steps from step 100"),
+    "kms_late": ("kms_noise_jsrt", _from_step(200), "KMS noise, all organs from step 200"),
+    "kms_early": ("kms_noise_jsrt", _from_step(100), "KMS noise, all organs from step 100"),
     "em": ("robust_jsrt", ("--stages.0.objective.loss-name", "em"), "EM, independent flips"),
     "t_loss": ("robust_jsrt", ("--stages.0.objective.loss-name", "t_loss"), "T-Loss"),
 }

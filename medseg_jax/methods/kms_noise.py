@@ -101,7 +101,7 @@ class KMSNoise(Objective):
         learn_rho: start from `rho` and learn it.
         warmup: steps of plain cross entropy before the first E-step.
         begin: soft Dice of network and labels from which on the labels of a class (of all, if they exclude each other)
-            are doubted; 0 to doubt them whatever the network knows.
+            are doubted; 0 to doubt them from the first step after `warmup`, as they do.
     """
 
     batch_spec: ClassVar[tuple[str, ...]] = ("image", "label", "case", "start")
@@ -119,7 +119,7 @@ class KMSNoise(Objective):
     variance: Literal["as_written", "as_run"] = "as_written"
     learn_rho: bool = False
     warmup: int = 0
-    begin: float = 0.0
+    begin: float = 0.5
 
     def __post_init__(self):
         if not 0 <= self.rho <= HIGHEST_RHO + 0.04 or (self.learn_rho and not 0 < self.rho < HIGHEST_RHO):

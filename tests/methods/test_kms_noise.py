@@ -190,7 +190,7 @@ def test_slices_of_a_volume_have_a_row_each():
     "labels", [Labels.simple("a"), Labels.simple("a", "b", ignore=3), Labels.overlapping("a", "b")], ids=str
 )
 def test_a_step_moves_the_posteriors_of_the_batch_alone(labels):
-    method = KMSNoise(NET, e_steps=2).bind(task(labels, cases=4))
+    method = KMSNoise(NET, e_steps=2, begin=0).bind(task(labels, cases=4))
     p = parts(method, replace(Augment.none(), p_mirror=0.5))
     label = np.random.default_rng(0).integers(0, 1 + max(labels.known), (2, 16, 16)).astype(np.int32)
     given = batch(label, case=(0, 2))
@@ -205,7 +205,7 @@ def test_a_step_moves_the_posteriors_of_the_batch_alone(labels):
 def test_before_the_warm_up_ends_it_is_cross_entropy():
     labels = Labels.simple("a", "b")
     label = np.random.default_rng(0).integers(0, 3, (2, 16, 16)).astype(np.int32)
-    kms = parts(KMSNoise(NET, warmup=1).bind(task(labels)))
+    kms = parts(KMSNoise(NET, warmup=1, begin=0).bind(task(labels)))
     plain = parts(Robust(NET, loss_name="ce").bind(task(labels)))
     given = batch(label)
     step = jax.jit(make_step(kms))
@@ -233,7 +233,7 @@ def test_only_classes_that_the_network_knows_are_doubted():
 
 def test_nan_enters_no_posterior():
     labels = Labels.simple("a")
-    p = parts(KMSNoise(NET, e_steps=2).bind(task(labels)))
+    p = parts(KMSNoise(NET, e_steps=2, begin=0).bind(task(labels)))
     given = batch(np.ones((2, 16, 16), np.int32))
     given["image"][1, 3, 3] = np.nan
     state = init_state(p, given)
@@ -246,7 +246,7 @@ def test_nan_enters_no_posterior():
 def test_a_learned_rho_moves_and_a_fixed_one_is_no_parameter():
     labels = Labels.simple("a")
     given = batch(np.random.default_rng(0).integers(0, 2, (2, 16, 16)).astype(np.int32))
-    p = parts(KMSNoise(NET, e_steps=2, learn_rho=True).bind(task(labels)))
+    p = parts(KMSNoise(NET, e_steps=2, learn_rho=True, begin=0).bind(task(labels)))
     state = init_state(p, given)
     new, metrics = jax.jit(make_step(p))(state, {}, given)
     assert float(metrics["rho"]) == pytest.approx(0.75, abs=1e-5)

@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit")
     make_phantoms(folder / "clean", dim=2, cases=8, sites=1, size=32)
     data = corrupt(folder / "clean", folder / "wrong", LabelNoise("jsrt", alpha=0.5))
-    method = KMSNoise(NET, e_steps=2)
+    method = KMSNoise(NET, e_steps=2, begin=0)
     stage = Stage(method, steps=6, optim=Optim(lr=3e-3, warmup=2), augment=Augment.light())
     config = Config(data=str(data.root), stages=(stage,), cache=str(folder / "cache"), validate_every=6)
     return data, train(config, folder / "run", report=False)
