@@ -254,6 +254,10 @@ def _tile(metric: str, scores: Sequence[Scores]) -> str:
     )
 
 
+OF_EVERY_METHOD = ("kind", "stage", "step", "loss", "grad_norm", "skipped", "lr", "seconds")
+"""What each line about training holds; the rest are the method's own figures."""
+
+
 def _curves(content: Content) -> str:
     train = [e for e in content.log if e["kind"] == "train" and e.get("loss") is not None]
     val = [e for e in content.log if e["kind"] == "val"]
@@ -271,6 +275,11 @@ def _curves(content: Content) -> str:
             for name in names
         }
         charts.append(line_chart("Dice on the validation cases while training", "Dice", series))
+    for name in dict.fromkeys(k for e in train for k in e if k not in OF_EVERY_METHOD):
+        known = [e for e in train if isinstance(e.get(name), int | float)]
+        charts.append(
+            line_chart(f"While training: {name}", name, {name: ([e["step"] for e in known], [e[name] for e in known])})
+        )
     if not charts:
         return ""
     note = (

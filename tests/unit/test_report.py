@@ -83,7 +83,9 @@ def made(tmp_path_factory):
     (run / "run.json").write_text(json.dumps(record))
     plan = {"dim": 2, "patch_size": [32, 32], "reasons": {"patch_size": "as large as <the> images"}}
     (run / "plan.json").write_text(json.dumps(plan))
-    lines = [{"kind": "train", "stage": s, "step": i, "loss": 1 / i} for s in ("a", "b") for i in (1, 2)]
+    lines = [
+        {"kind": "train", "stage": s, "step": i, "loss": 1 / i, "wrong": 0.1 * i} for s in ("a", "b") for i in (1, 2)
+    ]
     lines += [{"kind": "val", "stage": "a", "step": 2, "dice": 0.5, "dice/organ": 0.5}]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
     return dataset, run
@@ -184,6 +186,7 @@ def test_a_run_that_is_not_finished_has_a_page(run):
     _, page = read(report(run))
     assert "no final scores yet" in page.text
     assert "Training loss" in page.text
+    assert "While training: wrong" in page.text
     (run / "log.jsonl").unlink()
     (run / "plan.json").unlink()
     assert "Training loss" not in read(report(run))[1].text
