@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg_jax.models.deeplabv3p import ENCODERS, DeepLabV3Plus, _interpolation, resize_aligned
+from medseg_jax.models.efficientnet import Bottleneck
 from medseg_jax.types import UserError
 
 COUNTS = {"efficientnet-b0": 4_495_309, "efficientnet-b3": 11_087_289, "resnet50": 26_677_585, "resnet101": 45_669_713}
@@ -63,3 +64,12 @@ def test_the_corners_lie_on_each_other():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 5, 2)), jnp.float32)
     y = resize_aligned(x, (12, 20))
     np.testing.assert_allclose(y[:, ::11, ::19], x[:, ::2, ::4], rtol=1e-6)
+
+
+def test_a_block_predicts_what_it_trained_after_a_hundred_steps():
+    """Statistics that followed too slowly made networks that were trained for a few hundred steps predict nothing."""
+    block = Bottleneck(4, 4, 3, 1, 2, dtype="float32", rngs=nnx.Rngs(0))
+    x = 3 + 2 * jax.random.normal(jax.random.key(1), (4, 8, 8, 4))
+    for _ in range(100):
+        trained = block(x, True, 0.0, None)
+    np.testing.assert_allclose(block(x, False, 0.0, None), trained, atol=0.1)
