@@ -92,7 +92,7 @@ def table(result: dict[str, Any]) -> list[str]:
         known = largest["known_to"]
         how = "more would not fit" if known == 0 else "perhaps more" if known is None else f"known to {known:.0%}"
         lines.append(
-            f"largest batch of {largest['stage']}: {largest['rows_per_chip']} rows a chip, {sum(largest['rows'])} "
+            f"largest batch of {largest['stage']}: {largest['rows_per_chip']:g} rows a chip, {sum(largest['rows'])} "
             f"together, {size(largest['memory'])} ({how}; {largest['compiles']} compiles)"
         )
     for offer in result["suggestions"]:

@@ -405,23 +405,39 @@ def step_rows(
     Raises:
         UserError: `batch` cannot be shared among the parts of the batch and the chips.
     """
-    mix = config.stages[index].mix
+    mix, parts = config.stages[index].mix, parts_of_a_batch(config, target)
     own = (mix.labelled or plan.batch_size, mix.unlabelled)
     if batch is not None:
         rows = tuple(batch * n // sum(own) for n in own)
-        if sum(rows) != batch or any(n % target.chips for n in rows):
+        if sum(rows) != batch or any(n % parts for n in rows):
             shares = "labelled and unlabelled rows " + " : ".join(map(str, own)) if own[1] else "rows"
-            expected = f"{shares}, each a multiple of {target.chips}"
+            expected = f"{shares}, each a multiple of {parts}"
             raise UserError("The batch cannot be shared", found=f"{batch} rows", expected=expected)
         return (rows[0], rows[1]), None
-    if any(n % target.chips for n in own):
+    if any(n % parts for n in own):
+        sharing = "chips" if config.spatial == 1 else f"groups of {config.spatial} chips"
         note = (
-            f"The config's {sum(own)} rows do not divide over {target.chips} chips and medseg train would refuse them; "
-            f"these figures are of {sum(own)} rows a chip, {sum(own) * target.chips} together: set "
+            f"The config's {sum(own)} rows do not divide over {parts} {sharing} and medseg train would refuse them; "
+            f"these figures are of {sum(own) * parts} rows together: set "
             + (f"stages.{index}.mix" if mix.labelled else "batch_size in plan.json")
         )
-        return (own[0] * target.chips, own[1] * target.chips), note
+        return (own[0] * parts, own[1] * parts), note
     return own, None
+
+
+def parts_of_a_batch(config: Config, target: Topology) -> int:
+    """Chips, or groups of chips that share their samples (`spatial`), among which the rows of a batch are divided.
+
+    Raises:
+        UserError: the chips cannot form such groups.
+    """
+    if target.chips % config.spatial:
+        raise UserError(
+            "spatial does not divide the chips",
+            found=f"spatial={config.spatial}, {target.chips} chip(s)",
+            remedy=f"choose a topology of a multiple of {config.spatial} chips, or override it: --spatial 1",
+        )
+    return target.chips // config.spatial
 
 
 def largest_batch(
@@ -434,7 +450,8 @@ def largest_batch(
         rows, rows_per_chip, memory of the largest batch that was compiled and fits; known_to (a share), and `compiles`.
         None if none fits.
     """
-    labelled, unlabelled = (n // target.chips for n in first["rows"])
+    parts = parts_of_a_batch(config, target)
+    labelled, unlabelled = (n // parts for n in first["rows"])
     unit = math.gcd(labelled, unlabelled)
     # Methods that mix pairs of rows want even numbers, and accumulation wants equal parts.
     step = math.lcm(2 if unit % 2 == 0 else 1, config.stages[index].optim.accumulate)
@@ -452,17 +469,17 @@ def largest_batch(
         if high is not None and high - low <= max(step, CLOSE * low):
             break
         guess = _next_guess(seen, low, high, step, target.memory)
-        rows = [n // unit * guess * target.chips for n in (labelled, unlabelled)]
-        title = f"training step of {config.stages[index].name}, {sum(rows) // target.chips} rows a chip"
+        rows = [n // unit * guess * parts for n in (labelled, unlabelled)]
+        title = f"training step of {config.stages[index].name}, {sum(rows) / target.chips:g} rows a chip"
         seen[guess] = ask("train", index, rows, title)
     low, high = max(fitting(), default=0), min(too_large(), default=None)
     if not low:
         return None
-    rows = [n // unit * low * target.chips for n in (labelled, unlabelled)]
+    rows = [n // unit * low * parts for n in (labelled, unlabelled)]
     return {
         "stage": config.stages[index].name,
         "rows": rows,
-        "rows_per_chip": sum(rows) // target.chips,
+        "rows_per_chip": sum(rows) / target.chips,
         "memory": seen[low]["memory"]["total"],
         "known_to": None if high is None else (high - step) / low - 1,
         "compiles": ask.asked - start,
@@ -504,10 +521,11 @@ def suggestions(
     offers = list(CHANGES)
     if target.chips > 1:
         offers.append(({"fsdp": target.chips}, f"fsdp: parameters and optimiser split over {target.chips} chips"))
+    if target.chips % 2 == 0 and config.spatial == 1:
+        offers.append(({"spatial": 2}, "spatial: each sample cut along its longest side, shared by 2 chips"))
     rows, out = first["rows"], []
     for change, words in offers:
-        parts = change.get("accumulate", 1)
-        if any(n % (parts * target.chips) for n in rows):
+        if any(n % (change.get("accumulate", 1) * parts_of_a_batch(config, target)) for n in rows):
             continue
         offer = {"change": change, "words": words, "how": how_to(change, index, config)}
         if ask.asked >= limit:
@@ -530,6 +548,7 @@ def how_to(change: dict[str, Any], index: int, config: Config) -> str:
         "remat": f"{net}.remat",
         "dtype": f"{net}.dtype {value}",
         "accumulate": f"{stage}.optim.accumulate {value}",
+        "spatial": f"--spatial {value}",
         "fsdp": f'Config(fsdp={value}, rules=(Rule("^(params|opt|ema)/", "fsdp"),))',
     }[key]
 

@@ -77,7 +77,7 @@ def needed_bytes(text: str) -> int | None:
 
 
 def changed(config: Config, index: int, change: dict[str, Any]) -> Config:
-    """The config with one of: remat=True, dtype="bfloat16", accumulate=n, fsdp=n.
+    """The config with one of: remat=True, dtype="bfloat16", accumulate=n, fsdp=n, spatial=n.
 
     Raises:
         UserError: the network has no such option.
@@ -97,6 +97,8 @@ def changed(config: Config, index: int, change: dict[str, Any]) -> Config:
     if "fsdp" in change:
         rules = (*config.rules, Rule(r"^(params|opt|ema)/", "fsdp"))
         config = dataclasses.replace(config, fsdp=change["fsdp"], rules=rules)
+    if "spatial" in change:
+        config = dataclasses.replace(config, spatial=change["spatial"])
     return dataclasses.replace(config, stages=(*config.stages[:index], stage, *config.stages[index + 1 :]))
 
 

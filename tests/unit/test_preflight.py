@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,6 +107,15 @@ def test_rows_that_do_not_divide_are_noted():
         pf.step_rows(TINY, 0, plan, sixteen, 24)
 
 
+def test_chips_that_share_samples_take_rows_together():
+    shared = replace(TINY, spatial=2)
+    plan = pf.know_data(shared, chips.parse_topology("cpu"), **KNOWN).plan
+    assert pf.step_rows(shared, 0, plan, chips.parse_topology("v5e-16"), None) == ((8, 0), None)  # 8 groups
+    assert pf.step_rows(shared, 0, plan, chips.parse_topology("v5e-4"), 6) == ((6, 0), None)
+    with pytest.raises(ms.UserError, match="spatial does not divide"):
+        pf.step_rows(shared, 0, plan, chips.parse_topology("cpu"), None)
+
+
 # --------------------------------------------------------------------------------------------------------------- search
 
 
@@ -154,12 +164,16 @@ def test_what_to_change():
     first = {"rows": [16, 0], **machine("train", 0, (16, 0), "")}
     target = chips.parse_topology("v5e-4")
     offers = pf.suggestions(TINY, 0, first, target, machine, 3)
-    assert [next(iter(o["change"])) for o in offers] == ["remat", "dtype", "accumulate", "accumulate", "fsdp"]
-    assert [o["status"] for o in offers] == ["out of memory"] * 2 + ["not tested"] * 3
+    assert [next(iter(o["change"])) for o in offers] == [
+        *("remat", "dtype", "accumulate", "accumulate"),
+        "fsdp",
+        "spatial",
+    ]
+    assert [o["status"] for o in offers] == ["out of memory"] * 2 + ["not tested"] * 4
     assert offers[0]["how"] == "--stages.0.objective.net.remat"
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"dtype": "bfloat16"}, {"accumulate": 2}])
+@pytest.mark.parametrize("change", [{"remat": True}, {"dtype": "bfloat16"}, {"accumulate": 2}, {"spatial": 2}])
 def test_the_words_of_a_change_do_it(change):
     """What is suggested is what was compiled."""
     by_hand = ms_override(TINY, pf.how_to(change, 0, TINY).split())
