@@ -5,6 +5,8 @@ labelled slices (and four unlabelled ones), the same optimiser and augmentation,
 that are labelled are the papers' (5 %: three, 10 %: seven). The 3-D jobs: hippocampus, two labelled volumes.
 """
 
+import numpy as np
+
 from studies import Job, Records, case_values, interval
 
 PAGE = "docs/how-to/few-labels.md"
@@ -28,6 +30,8 @@ VARIANTS = {
     "bcp_xnet": ("wt_bcp", (*NO_WAVELETS, *NO_CONSISTENCY)),
 }
 CLASSES = ("RV", "MYO", "LV")
+SHOWN = (("dice", 3), ("hd95", 1))
+"""Metrics of each class, and their digits."""
 
 
 def job(name: str, labelled: int) -> Job:
@@ -51,17 +55,14 @@ def table(records: Records) -> str:
             seeds = records.get(f"{name}_{labelled}", {})
             if not seeds:
                 continue
-            dice, hd95 = (case_values("few_labels", f"{name}_{labelled}", "last", m) for m in ("dice", "hd95"))
-            mean, spread, low, high = interval(dice)
+            mean, spread, low, high = interval(case_values("few_labels", f"{name}_{labelled}", "last", "dice"))
             spread = f" ± {spread:.3f}" if len(seeds) > 1 else ""
-            distance, *_ = interval(hd95)
-            by_class = []
-            for c in CLASSES:
-                d, h = (
-                    interval({s: {k: v for k, v in one.items() if k[1] == c} for s, one in values.items()})[0]
-                    for values in (dice, hd95)
-                )
-                by_class.append(f"{d:.3f}, {h:.1f}")
+            last = [record["last"] for record in seeds.values()]
+            distance = np.mean([summary["mean"]["hd95"] for summary in last])
+            by_class = [
+                ", ".join(f"{np.mean([summary['classes'][c][m] for summary in last]):.{d}f}" for m, d in SHOWN)
+                for c in CLASSES
+            ]
             cells = [f"{labelled} of 30", words, str(len(seeds)), f"{mean:.3f}{spread} ({low:.3f} – {high:.3f})"]
             rows.append(f"| {' | '.join([*cells, f'{distance:.1f}', *by_class])} |")
     return "\n".join(rows)

@@ -49,7 +49,7 @@ def table(records: Records) -> str:
                 for label in ("last", *(CENTRES if data == "polyp" else ()))
             }
             mean, spread, low, high = values["last"]
-            hd95, *_ = interval(case_values("small_networks", f"{data}_{network}", "last", "hd95"))
+            hd95 = np.mean([record["last"]["mean"]["hd95"] for record in seeds.values()])
             deviation = f" ± {spread:.3f}" if len(seeds) > 1 else ""
             cells = [words, name, parameters, str(len(seeds)), f"{mean:.3f}{deviation} ({low:.3f} – {high:.3f})"]
             seconds = np.median([s["seconds_per_step"] for s in seeds.values()])
