@@ -1,7 +1,7 @@
 """medseg audit: which training labels are probably wrong, and where.
 
 A run of `KMSNoise` keeps, for each training case, the probability that the label of each voxel is wrong. `audit` brings
-it back to the space of the label files, ranks the cases, and writes
+it up to date with the final network and back to the space of the label files, ranks the cases, and writes
 
     audit/maps/<case>.<ending>   that probability (PNG: 0 to 255), the largest one over classes that overlap
     audit/cases.csv              one row a case, the worst first
@@ -17,13 +17,18 @@ import csv
 import io as streams
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax import Array
 from PIL import Image
 
 from medseg_jax.data import geometry as space
@@ -36,12 +41,14 @@ from medseg_jax.evaluation import html
 from medseg_jax.evaluation.metrics.pr import average_precision
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.inference.uncertainty import entropy
-from medseg_jax.methods.kms_noise import KMSNoise, Posterior
+from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_flip, infer
 from medseg_jax.methods.objective import Task
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
 from medseg_jax.runtime.run import open_run, stage_folder
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
+E_STEPS = 10  # with the final network
+TINY = 1e-6  # a probability is at least that
 PICTURES = 40  # of the worst cases on the page
 PICTURE_SIZE = 300
 HOT = (255, 45, 85)
@@ -128,6 +135,7 @@ class Posteriors:
         method: bound.
         rho: of the prior, learned or not.
         m, raw: the store, [rows, f, *grid].
+        known: [f] whether the network knows a class, so that its labels are doubted.
         cases: training cases.
         predict: image -> probabilities, with the last weights.
     """
@@ -139,19 +147,49 @@ class Posteriors:
     rho: float
     m: np.ndarray
     raw: np.ndarray
+    known: np.ndarray
     cases: tuple[Case, ...]
     predict: Any
 
-    def flip(self, case: Case, shape: tuple[int, ...]) -> np.ndarray:
-        """Probability that the label is wrong in the preprocessed case, [d, h, w, f]."""
+    def flip(self, case: Case, p: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Probability that the label is wrong in the preprocessed case, [d, h, w, f].
+
+        The posterior that training left is brought up to date with the final network, which sees the whole case as it
+        is; training had cut and augmented it.
+
+        Args:
+            p: the network's probabilities, [d, h, w, k].
+            label: of the preprocessed case, [d, h, w].
+        """
         index = next(i for i, c in enumerate(self.dataset.cases) if c.id == case.id)
-        store, dim = self.method.store, self.plan.dim
+        labels, store, dim, shape = self.dataset.labels, self.method.store, self.plan.dim, label.shape
         rows = slice(index * store.slices, index * store.slices + (shape[0] if dim == 2 else 1))
         inside = tuple(slice(m, m + n) for m, n in zip(store.margin, shape[-dim:], strict=True))
-        m, raw = (jnp.asarray(array[(rows, slice(None), *inside)]) for array in (self.m, self.raw))
-        method = replace(self.method, nodes=self.method.nodes or 9)
-        flip = np.asarray(method.flip(Posterior(m, raw)))  # [d, f, h, w], or [1, f, d, h, w]
-        return np.moveaxis(flip, 1, -1) if dim == 2 else np.moveaxis(flip[0], 0, -1)
+        left = Posterior(*(jnp.asarray(array[(rows, slice(None), *inside)]) for array in (self.m, self.raw)))
+
+        p = np.clip(p, TINY, 1 - TINY)
+        logits = np.log(p) if labels.exclusive else np.log(p) - np.log1p(-p)
+        cost = cost_of_flip(jnp.asarray(logits), jnp.asarray(labels.table[label]), labels)  # [d, h, w, f]
+        counted = jnp.ones(shape) if labels.ignore is None else jnp.asarray(labels.weights[label] > 0, jnp.float32)
+        if dim == 2:
+            new = self.update(left, jnp.moveaxis(cost, -1, 1), counted)
+        else:
+            new = self.update(left, jnp.moveaxis(cost, -1, 0)[None], counted[None])
+        known = jnp.asarray(self.known).reshape(-1, *(1,) * dim)
+        flip = np.asarray(jnp.where(known, self.method.flip(new), self.method.flip(left)))
+        return np.moveaxis(flip, 1, -1) if dim == 2 else np.moveaxis(flip[0], 0, -1)  # from [d, f, h, w], [1, f, *s]
+
+    @cached_property
+    def update(self) -> Callable[[Posterior, Array, Array], Posterior]:
+        """E-steps with a fixed network, compiled once a shape: (posterior, cost of a flip, counted) -> posterior."""
+        method, prior = self.method, Prior(self.method.mu, self.method.s, self.rho, self.rho)
+
+        @jax.jit
+        def update(left: Posterior, cost: Array, counted: Array) -> Posterior:
+            adam = optax.adam(method.e_lr)
+            return infer(left, cost, counted, prior, lambda now, _: method.flip(now), adam, E_STEPS, method.whiten)
+
+        return update
 
 
 def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
@@ -188,12 +226,13 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
         extent=cache.extent([case.id for case in cases]),
         sample_size=stage.augment.sample_size(plan.patch_size, spacing),
     )
-    method = stage.objective.bind(task)
+    method = replace(stage.objective, nodes=stage.objective.nodes or 9).bind(task)  # an expectation, not a sample
     folder = stage_folder(run, index, stage.name) / "last"
     state = restore_tree(folder / str(Checkpoints(folder, read_only=True).steps()[-1]))
-    store = state["aux"]["cases"]
-    rho = float(method.prior(state["params"]).rho)
-    return Posteriors(dataset, plan, cache, method, rho, store["m"], store["raw"], cases, opened.predict)
+    aux, rho = state["aux"], float(method.prior(state["params"]).rho)
+    known = np.asarray(method.known(aux["agreement"]))
+    store = aux["cases"]
+    return Posteriors(dataset, plan, cache, method, rho, store["m"], store["raw"], known, cases, opened.predict)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,10 +244,12 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     """The case's row, map and picture, and where its clean label is known, what finds the wrong voxels."""
     labels, dataset = posteriors.dataset.labels, posteriors.dataset
     cached = posteriors.cache.case(case.id)
-    flip = posteriors.flip(case, cached.image.shape[:3])  # [d, h, w, f]
+    given, plan = np.asarray(cached.label), posteriors.plan
+    p = predict_volume(posteriors.predict, cached.image, plan.patch_size, labels.channels, batch_size=plan.batch_size)
+    flip = posteriors.flip(case, p, given)  # [d, h, w, f]
     image, label, geometry = dataset.load(case)
     assert label is not None
-    wrong = restore(flip, cached.record, geometry, posteriors.plan)  # [*s, f]
+    wrong = restore(flip, cached.record, geometry, plan)  # [*s, f]
     counted = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
     wrong = np.where(counted[..., None], wrong, 0)
     whole = wrong.max(-1)  # [*s]
@@ -230,7 +271,7 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     if (clean := clean_label(dataset, case)) is not None:
         truth, _ = io.read_label(clean)
         row["truly_wrong"] = int(((labels.masks(truth) != masks) & counted).sum())
-        mark = _marks(posteriors, np.asarray(cached.label), image, truth, geometry, flip)
+        mark = _marks(posteriors, given, image, truth, geometry, p, flip)
     picture = _picture(image, label, whole, geometry, labels)
     return Found(row, picture), mark
 
@@ -247,16 +288,16 @@ def _marks(
     image: np.ndarray,
     truth: np.ndarray,
     geometry: Geometry,
+    p: np.ndarray,
     flip: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Of every voxel and field of the preprocessed case: is its label truly wrong, and what three scores say of it.
 
     Entropy and loss are those of the same network on the same image, by which one would rank without a posterior.
     """
-    labels, plan = posteriors.dataset.labels, posteriors.plan
-    clean = preprocess(image, truth, geometry, plan)
+    labels = posteriors.dataset.labels
+    clean = preprocess(image, truth, geometry, posteriors.plan)
     assert clean.label is not None
-    p = predict_volume(posteriors.predict, clean.image, plan.patch_size, labels.channels, batch_size=plan.batch_size)
     target, right = labels.table[given], labels.table[clean.label]  # [d, h, w, k]
     if labels.exclusive:
         wrong = (target != right).any(-1, keepdims=True)

@@ -177,11 +177,10 @@ class KMSNoise(Objective):
         unit, corner = self.store.place(batch["case"], batch["start"])
         rows = {name: store[unit] for name, store in aux["cases"].items()}  # [b, f, *grid]
         old = Posterior(*(self.store.window(rows[name], corner) for name in ("m", "raw")))  # [b, f, *window]
-        gap = jax.lax.stop_gradient(_gap(logits[0], target, labels))  # [b, *s, f]
+        gap = jax.lax.stop_gradient(cost_of_flip(logits[0], target, labels))  # [b, *s, f]
         gap, counted, shown = to_window(gap, weight, batch["voxel"], self.store.window_shape)
         agreement = MEMORY * aux["agreement"] + jax.lax.stop_gradient(_agreement(logits[0], target, weight, labels))
-        known = agreement[0] >= self.begin * agreement[1]  # [f]
-        started = (known & (aux["step"] >= self.warmup)).reshape(-1, *(1,) * dim)  # [f, 1, ..]
+        started = (self.known(agreement) & (aux["step"] >= self.warmup)).reshape(-1, *(1,) * dim)  # [f, 1, ..]
         posterior = jax.lax.stop_gradient(
             jax.lax.cond(
                 started.any(),
@@ -226,6 +225,10 @@ class KMSNoise(Objective):
 
     # ---------------------------------------------------------------------------------------------------------- details
 
+    def known(self, agreement: Float[Array, "2 f"]) -> Array:
+        """[f] whether the network knows a class well enough for its labels to be doubted."""
+        return agreement[0] >= self.begin * agreement[1]
+
     def prior(self, params: Tree) -> Prior:
         """The prior, with the learned rho if there is one."""
         rho = HIGHEST_RHO * jax.nn.sigmoid(params["noise"]["rho"]) if self.learn_rho else self.rho
@@ -256,7 +259,7 @@ def expected_flip(m: Array, deviation: Array, nodes: int, noise: Array | None = 
     return sum((float(w) * jax.nn.sigmoid(m + deviation * float(z)) for z, w in pairs), jnp.zeros((), m.dtype))
 
 
-def _gap(logits: Array, target: Array, labels: Labels) -> Float[Array, "b *s f"]:
+def cost_of_flip(logits: Array, target: Array, labels: Labels) -> Float[Array, "b *s f"]:
     """log p of the label minus the mean log p of the other classes: what a flip costs."""
     log_p, chosen = losses.exclusive_choices(logits, target, labels.exclusive)
     own = (log_p * chosen).sum(-1)
@@ -293,7 +296,7 @@ def infer(
 
     Args:
         posterior: where to start.
-        gap: what a flip costs, see `_gap`.
+        gap: what a flip costs, see `cost_of_flip`.
         counted: 1 where a voxel is seen and not ignored, else 0.
         prior: of the field.
         flip: (posterior, number of the step) -> E_q[sigmoid(eta)].
