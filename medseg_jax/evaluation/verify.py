@@ -196,7 +196,7 @@ def _weights(run: Path) -> Iterator[Check]:
             folder = stage_folder(run, index, stage.name)
             if step.parent.parent != folder or verify_manifest(step):
                 continue
-            params = restore_tree(step.absolute())["params"]
+            params = restore_tree(step)["params"]
             leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
             wrong = [name for name in want.keys() | leaves if np.shape(leaves.get(name, ())) != want.get(name)]
             endless = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]

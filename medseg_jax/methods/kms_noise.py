@@ -101,7 +101,7 @@ class KMSNoise(Objective):
         learn_rho: start from `rho` and learn it.
         warmup: steps of plain cross entropy before the first E-step.
         begin: soft Dice of network and labels from which on the labels of a class (of all, if they exclude each other)
-            are doubted; 0 to doubt them from the first step after `warmup`, as they do.
+            are doubted; 0, as theirs, to doubt them from `warmup` on.
     """
 
     batch_spec: ClassVar[tuple[str, ...]] = ("image", "label", "case", "start")

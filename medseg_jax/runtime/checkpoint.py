@@ -178,12 +178,13 @@ def _remove(path: Path) -> None:
 
 def restore_tree(folder: Path, like: Any = None) -> Any:
     """The pytree saved in one step folder; as NumPy arrays if `like` is None, whatever devices it was saved from."""
+    place = folder.absolute() / "default"  # Orbax finds no metadata by a relative path
     with warnings.catch_warnings(), ocp.StandardCheckpointer() as reader:
         warnings.simplefilter("ignore")  # Orbax warns that a topology is not given, which is what we want here.
         if like is None:
-            saved = reader.metadata(folder / "default").item_metadata.tree
+            saved = reader.metadata(place).item_metadata.tree
             like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved)
-        return reader.restore(folder / "default", like)
+        return reader.restore(place, like)
 
 
 # ---------------------------------------------------------------- manifest

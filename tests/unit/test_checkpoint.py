@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,11 @@ def test_keeps_the_newest_and_restores_equal(saved):
     assert step == 3
     jax.tree.map(np.testing.assert_array_equal, found, state(3.0))
     assert restore_tree(saved.folder / "2")["params"]["a"]["0"][0, 0] == 2.0
+
+
+def test_a_relative_path_is_as_good(saved, monkeypatch):
+    monkeypatch.chdir(saved.folder)
+    assert restore_tree(Path("2"))["params"]["a"]["0"][0, 0] == 2.0
 
 
 def test_nothing_there_is_none(tmp_path):
