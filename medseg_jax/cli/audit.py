@@ -39,5 +39,9 @@ def main(argv: list[str]) -> int:
         return 0
     for name, value in (summary["average_precision"] or {}).items():
         print(f"average precision for truly wrong voxels, {name}: {value:.3f}")
+    if summary["not_doubted"]:
+        print(
+            f"not doubted, since the network does not know them yet (train longer): {', '.join(summary['not_doubted'])}"
+        )
     print(f"{summary['cases']} cases ranked: {page}, {page.parent / 'cases.csv'}")
     return 0

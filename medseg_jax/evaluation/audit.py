@@ -115,6 +115,7 @@ def audit(dataset: Dataset | str | Path, run: str | Path, out: str | Path | None
         "dataset": dataset.name,
         "cases": len(results),
         "prior": {name: getattr(posteriors.method, name) for name in ("mu", "s")} | {"rho": posteriors.rho},
+        "not_doubted": posteriors.unknown,
         "average_precision": _average_precision(known) if known else None,
     }
     _write_csv(out / "cases.csv", [found.row for found in results])
@@ -150,6 +151,13 @@ class Posteriors:
     known: np.ndarray
     cases: tuple[Case, ...]
     predict: Any
+
+    @property
+    def unknown(self) -> list[str]:
+        """Classes that the network does not know well enough for their labels to be doubted."""
+        names = self.dataset.labels.names
+        known = np.broadcast_to(self.known, len(names))  # one field for all classes that exclude each other
+        return [name for name, is_known in zip(names, known, strict=True) if not is_known]
 
     def flip(self, case: Case, p: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Probability that the label is wrong in the preprocessed case, [d, h, w, f].
@@ -372,10 +380,16 @@ def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> st
 network.</p></section>"""
     body = f"""<header><p class="eyebrow">medseg_jax · Label audit</p><h1>{escape(summary["dataset"])}</h1>
 <p>{summary["cases"]} training cases, run {escape(summary["run"])}. First the cases whose labels are probably most
-wrong, as a share of their foreground.</p></header>
+wrong, as a share of their foreground.{_not_doubted(summary)}</p></header>
 <section><h2>Cases</h2>{table}<p class="note">{NOTES}</p></section>{known}
 <section><h2>Where</h2><ul class="legend">{legend}</ul><div class="charts">{figures}</div></section>"""
     return html.page(f"Label audit of {summary['dataset']}", body)
+
+
+def _not_doubted(summary: dict[str, Any]) -> str:
+    if not (names := summary["not_doubted"]):
+        return ""
+    return f" <b>Not doubted, since the network does not know them yet: {escape(', '.join(names))}.</b>"
 
 
 def _figure(found: Found) -> str:
