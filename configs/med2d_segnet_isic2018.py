@@ -9,7 +9,7 @@ The recipe is that of configs/med2d_segnet_polyp.py. Not trained yet.
 from medseg_jax import Augment, Config, Med2DSegNet, Optim, Stage, Supervised
 
 optim = Optim(lr=1e-3, weight_decay=1e-4, schedule="cosine", warmup=250, clip_norm=1.0)
-augment = Augment(p_rotation=0.8, rotation=180.0, p_scale=0.8, scale=(0.7, 1.4))
+augment = Augment(p_rotation=0.8, rotation=180.0, p_scale=0.8, scale=(0.7, 1.4), p_holes=0.5)
 config = Config(
     data="data/isic2018",
     stages=(Stage(Supervised(Med2DSegNet()), optim=optim, augment=augment),),

@@ -119,6 +119,10 @@ def _print(summary: dict, out: Path) -> None:
         if pooled["ap"] is not None:
             areas = f"{pooled['ap']:.3f} (average precision), {pooled['aupr33']:.3f} (33 thresholds, as IDRiD)"
             about = f"{name}, voxels of all cases pooled: AUPR {areas}; {pooled['prevalence']:.2%} are positive; "
+            if (present := pooled["present"])["cases"] < summary["cases"]:
+                about += (
+                    f"{present['ap']:.3f} and {present['aupr33']:.3f} over the {present['cases']} cases that have it; "
+                )
             about += f"soft Dice {pooled['soft_dice_pooled']:.3f}, which is no Dice of a mask"
             notes.print(about, soft_wrap=True)
     for note in remarks(summary):

@@ -4,6 +4,7 @@ Every sample takes the same path, in nnU-Net's order, each step with its own pro
 
     resample (rotation, scale, shear, translation, elastic, in one go)  ->  mirror                  image and label
     colour  ->  noise  ->  blur and low resolution  ->  brightness  ->  contrast  ->  gamma          image
+    holes (coarse dropout; not nnU-Net's)                                                            image
 
 * The image is interpolated linearly, the label taken from the nearest voxel at the same coordinates; what lies outside
   the sample is 0, the background. Samples come in larger than the patch (`Augment.sample_size`), which keeps most of
@@ -69,6 +70,8 @@ class Augment:
             is the probability of the same on the negative image.
         hue: degrees about the grey axis; three-channel images only, as `saturation`, the factor on the distance from
             grey. One probability, `p_color`, for both.
+        holes: fewest and most boxes that are set to 0, the label staying as it is (coarse dropout).
+        hole_size: side of a box along each axis, as a share of the patch side.
     """
 
     p_rotation: float = 0.2
@@ -104,6 +107,9 @@ class Augment:
     p_gamma_inverted: float = 0.1
     p_gamma: float = 0.3
     gamma: tuple[float, float] = (0.7, 1.5)
+    p_holes: float = 0.0
+    holes: tuple[int, int] = (5, 12)
+    hole_size: tuple[float, float] = (0.08, 0.19)
 
     def __post_init__(self):
         for f in fields(self):
@@ -116,6 +122,8 @@ class Augment:
             low, high = getattr(self, name)
             if not 0 < low <= 1 <= high:
                 raise UserError(f"Augment.{name} must hold 1", found=(low, high), expected="0 < low <= 1 <= high")
+        if self.holes[0] < 0 or self.holes[1] < 1:
+            raise UserError("Augment.holes must be numbers of boxes", found=self.holes, expected="(few, most >= 1)")
         low, high = self.low_resolution
         if not 0 < low <= high <= 1:
             raise UserError("Augment.low_resolution is no share", found=(low, high), expected="0 < low <= high <= 1")
@@ -345,6 +353,12 @@ def _draw(key: Array, *, config: Augment, channels: int, patch_size: tuple[int, 
     for name, bounds in (("contrast", config.contrast), ("gamma_inverted", config.gamma), ("gamma", config.gamma)):
         if getattr(config, f"p_{name}"):
             draw[name], draw[f"{name}_factor"] = chance(f"p_{name}"), factor(name, bounds, (c,))
+    if config.p_holes:
+        few, most = config.holes
+        draw["holes"] = chance("p_holes")
+        draw["hole_count"] = jax.random.randint(stream("hole_count"), (), few, most + 1)
+        draw["hole_side"] = uniform("hole_side", config.hole_size, (most, dim))
+        draw["hole_place"] = uniform("hole_place", (0, 1), (most, dim))
     return draw
 
 
@@ -436,6 +450,8 @@ def _intensity(draw, image: Image, config: Augment, axes: tuple[int, ...]) -> Im
         image = step("gamma_inverted", lambda x: -gamma(-x, draw["gamma_inverted_factor"]))
     if config.p_gamma:
         image = step("gamma", lambda x: gamma(x, draw["gamma_factor"]))
+    if config.p_holes:
+        image = step("holes", lambda x: punch(x, draw["hole_place"], draw["hole_side"], draw["hole_count"]))
     return image
 
 
@@ -600,3 +616,20 @@ def gamma(image: Image, exponent: Float[Array, " c"]) -> Image:
     bent = unit**exponent
     ratio = unit.std(space) / jnp.maximum(bent.std(space), 1e-8)
     return ((bent - bent.mean(space)) * ratio + unit.mean(space)) * span + low
+
+
+def punch(image: Image, place: Float[Array, "n d"], side: Float[Array, "n d"], count: Int[Array, ""]) -> Image:
+    """Set the first `count` of n boxes to 0 (coarse dropout; DeVries & Taylor 2017, "Cutout").
+
+    Args:
+        place: 0 to 1, from the first to the last place where the whole box lies in the image.
+        side: of the boxes, as a share of the image's sides, rounded to voxels.
+    """
+    inside = jnp.arange(len(side)) < count  # [n, *s], an axis at a time
+    for axis, length in enumerate(image.shape[:-1]):
+        voxels = jnp.round(side[:, axis] * length)
+        start = jnp.minimum(jnp.floor(place[:, axis] * (length - voxels + 1)), length - voxels)
+        at = jnp.arange(length)
+        along = (at >= start[:, None]) & (at < (start + voxels)[:, None])  # [n, length]
+        inside = inside[..., None] & along.reshape(len(side), *(1,) * axis, length)
+    return jnp.where(inside.any(0)[..., None], 0, image)

@@ -8,6 +8,7 @@ Per class, the question is "is this voxel of the class?" (one against the rest).
 question "is the likeliest class, background included, the true one?".
 """
 
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -63,20 +64,31 @@ class Pooled:
 
     Attributes:
         classes: for each class a histogram of its probability.
+        present: for each class the same, of those cases alone that have it.
+        having: for each class, how many those are.
         top: of the largest probability, positive where that class is the true one; None for overlapping classes.
         brier, nll: sums over voxels of the multi-class scores; 0 for overlapping classes.
     """
 
     classes: tuple[ScoreHistogram, ...]
-    top: ScoreHistogram | None
+    present: tuple[ScoreHistogram, ...]
+    having: tuple[int, ...]
+    top: ScoreHistogram | None = None
     brier: float = 0.0
     nll: float = 0.0
+
+    @classmethod
+    def of_case(cls, classes: tuple[ScoreHistogram, ...], **others: Any) -> Self:
+        """Of one case's histograms."""
+        having = tuple(int(h.positive.any()) for h in classes)
+        present = tuple(h if n else ScoreHistogram() for h, n in zip(classes, having, strict=True))
+        return cls(classes, present, having, **others)
 
     @classmethod
     def of(cls, probabilities: np.ndarray, member: np.ndarray) -> Self:
         """Of voxels [n, k] and their targets [n, k], one channel a class; classes may overlap."""
         classes = tuple(ScoreHistogram.of(p, m) for p, m in zip(probabilities.T, member.T > 0, strict=True))
-        return cls(classes, None)
+        return cls.of_case(classes)
 
     @classmethod
     def of_exclusive(cls, probabilities: np.ndarray, channel: np.ndarray) -> Self:
@@ -85,12 +97,16 @@ class Pooled:
         top = ScoreHistogram.of(*calibration.top_label(probabilities, channel))
         n = len(channel)
         brier = n * calibration.brier_multiclass(probabilities, channel)
-        return cls(classes, top, brier, n * calibration.nll(probabilities, channel, smallest=TINY))
+        nll = n * calibration.nll(probabilities, channel, smallest=TINY)
+        return cls.of_case(classes, top=top, brier=brier, nll=nll)
 
     def __add__(self, other: "Pooled") -> "Pooled":
         top = None if self.top is None or other.top is None else self.top + other.top
-        classes = tuple(a + b for a, b in zip(self.classes, other.classes, strict=True))
-        return Pooled(classes, top, self.brier + other.brier, self.nll + other.nll)
+        classes, present, having = (
+            tuple(map(operator.add, getattr(self, name), getattr(other, name)))
+            for name in ("classes", "present", "having")
+        )
+        return Pooled(classes, present, having, top, self.brier + other.brier, self.nll + other.nll)
 
     def row(self, k: int) -> dict[str, float]:
         """The columns of cases.csv for a class."""
@@ -103,14 +119,14 @@ class Pooled:
         about: dict[str, Any] = {
             "classes": {
                 name: {
-                    "ap": _known(h.average_precision()),
-                    "aupr33": h.idrid_aupr(),
+                    **_areas(h),
+                    "present": {"cases": cases, **(_areas(present) if cases else {})},
                     "soft_dice_pooled": _known(h.soft_dice()),
                     "prevalence": float(h.positive.sum() / h.total.sum()),
                     "brier": calibration.histogram_brier(h),
                     **_calibration(h),
                 }
-                for name, h in zip(names, self.classes, strict=True)
+                for name, h, present, cases in zip(names, self.classes, self.present, self.having, strict=True)
             }
         }
         if self.top is not None:
@@ -124,6 +140,11 @@ def score(probabilities: np.ndarray, reference: np.ndarray, labels: Labels) -> P
     valid = np.ones(reference.shape, bool) if labels.ignore is None else reference != labels.ignore
     voxels, target = probabilities[valid], labels.table[reference[valid]]
     return Pooled.of_exclusive(voxels, target.argmax(-1)) if labels.exclusive else Pooled.of(voxels, target)
+
+
+def _areas(histogram: ScoreHistogram) -> dict[str, float | None]:
+    """Both areas under precision-recall."""
+    return {"ap": _known(histogram.average_precision()), "aupr33": histogram.idrid_aupr()}
 
 
 def _calibration(histogram: ScoreHistogram) -> dict[str, Any]:

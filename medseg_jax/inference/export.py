@@ -1,7 +1,7 @@
 """A trained run for others: one program for CPU, GPU and TPU, an ONNX file, or named tensors; with a model card.
 
 Whatever is written is read back and compared with the run on random images, one at a time and eight at a time. More
-than `TOLERANCE` of difference is an error.
+difference than `TOLERANCES` allows is an error.
 
     model.stablehlo       jax.export's form of StableHLO: weights inside, for cpu, cuda and tpu, any batch size.
                           jax.export.deserialize(open(file, "rb").read()).call(image) needs nothing of medseg_jax.
@@ -16,6 +16,7 @@ keep one form a platform.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,8 +37,9 @@ type Form = Literal["stablehlo", "onnx", "safetensors"]
 FORMS: tuple[str, ...] = get_args(Form.__value__)
 PLATFORMS = ("cpu", "cuda", "tpu")
 BATCHES = (1, 8)
-TOLERANCE = 1e-5
-"""Largest difference between an exported model's probabilities and the run's."""
+TOLERANCES = {"stablehlo": 1e-5, "safetensors": 1e-5, "onnx": 1e-4}
+"""Largest difference between an exported model's probabilities and the run's. An ONNX runtime has convolutions of its
+own, which round otherwise: 1.2e-5 for a small U-Net."""
 
 
 def export(
@@ -91,12 +93,12 @@ def export(
         worst = max(found[path].values())
         said = ", ".join(f"{value:.2g} at batch {batch}" for batch, value in found[path].items())
         progress(f"{path}: largest difference from the run {said}")
-        if not worst <= TOLERANCE:
+        if not worst <= TOLERANCES[form]:
             raise UserError(
                 "The exported model does not compute what the run does",
                 file=path,
                 found=f"probabilities differ by {said}",
-                expected=f"at most {TOLERANCE:g}",
+                expected=f"at most {TOLERANCES[form]:g}",
                 remedy="a network that computes in bfloat16 rounds differently elsewhere; please report anything else",
             )
     card = model_card(run, (objective, variables[0]), record, found, {path: file_sha256(path) for path in found})
@@ -186,6 +188,7 @@ def _onnx(run: Run, output: Path, record: dict[str, str]) -> tuple[Path, Callabl
             remedy="in an environment of its own (they want an older orbax): pip install 'medseg-jax[onnx]'; "
             "then export there this run, or what --to safetensors made of it",
         ) from error
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every shape whose type it has to guess
     shape = ("b", *run.plan.patch_size, run.plan.channels_seen)
     try:
         with plain_forms():

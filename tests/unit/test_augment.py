@@ -15,13 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg_jax.data import augment as module
-from medseg_jax.data.augment import Augment, augment, contrast, elastic_field, gamma, moving_axes, resample, smooth
+from medseg_jax.data.augment import (
+    Augment,
+    augment,
+    contrast,
+    elastic_field,
+    gamma,
+    moving_axes,
+    punch,
+    resample,
+    smooth,
+)
 from medseg_jax.types import UserError
 
 EVERYTHING = Augment(
     **dict.fromkeys(("p_rotation", "p_scale", "p_shear", "p_translation", "p_elastic", "p_mirror"), 0.5),
     **dict.fromkeys(("p_noise", "p_blur", "p_low_resolution", "p_brightness", "p_shift", "p_contrast"), 0.5),
-    **dict.fromkeys(("p_gamma", "p_gamma_inverted", "p_color"), 0.5),
+    **dict.fromkeys(("p_gamma", "p_gamma_inverted", "p_color", "p_holes"), 0.5),
 )
 
 
@@ -415,3 +425,37 @@ def test_bad_settings_and_shapes_are_named():
         augment(key, batch | {"label": batch["label"].astype(np.float32)}, Augment(), (8, 8))
     with pytest.raises(UserError, match="three channels"):
         augment(key, {"image": batch["image"][..., :1]}, only(p_color=1.0), (8, 8))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Holes
+
+
+@pytest.mark.parametrize("size", [(10, 20), (8, 10, 6)])
+def test_holes_are_the_boxes_that_were_asked_for(size):
+    rng = np.random.default_rng(0)
+    image = rng.uniform(1, 2, (*size, 2)).astype(np.float32)
+    n = len(size)
+    place, side = np.array([[0.0] * n, [1.0] * n, [0.5] * n], np.float32), np.full((3, n), 0.2, np.float32)
+    expected, sides = image.copy(), [round(0.2 * s) for s in size]
+    expected[tuple(slice(0, s) for s in sides)] = 0
+    expected[tuple(slice(-s, None) for s in sides)] = 0
+    np.testing.assert_array_equal(punch(image, place, side, 2), expected)  # the third is not counted
+    np.testing.assert_array_equal(punch(image, place, side, 0), image)
+
+
+def test_holes_leave_the_label_and_keep_within_their_number_and_size():
+    batch = {"image": np.ones((16, 40, 40, 3), np.float32), "label": example((40, 40), 16)["label"]}
+    config = only(p_holes=0.5, holes=(2, 3), hole_size=(0.1, 0.2))
+    out = jitted(config, (40, 40))(jax.random.key(0), batch)
+    np.testing.assert_array_equal(out["label"], batch["label"])
+    black = (np.asarray(out["image"]) == 0).all(-1).sum((1, 2))
+    assert set(np.unique(out["image"])) == {0, 1}
+    assert 3 < (black == 0).sum() < 13
+    assert black[black > 0].min() >= 16  # two boxes of 4 x 4 may coincide
+    assert black.max() <= 3 * 8**2
+
+
+def test_holes_of_no_number_are_refused():
+    with pytest.raises(UserError, match="holes"):
+        Augment(holes=(0, 0))

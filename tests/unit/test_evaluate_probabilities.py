@@ -78,6 +78,17 @@ def test_a_case_without_the_class_has_no_average_precision_and_this_is_counted(f
         assert plot.size[0] > 300
 
 
+def test_areas_over_the_cases_that_have_the_class_stand_beside_those_over_all(folders):
+    classes = run(folders)["probabilities"]["classes"]
+    assert classes["a"]["present"] == {"cases": 2, "ap": classes["a"]["ap"], "aupr33": classes["a"]["aupr33"]}
+    p, y = voxels(folders, "x")  # the other case has no b
+    present = classes["b"]["present"]
+    assert present["cases"] == 1
+    assert present["ap"] == pytest.approx(pr.average_precision(p[:, 2].astype(float), y == 2), rel=1e-9)
+    assert present["aupr33"] == pytest.approx(pr.idrid_aupr(p[:, 2].astype(float), y == 2), rel=1e-9)
+    assert present["ap"] > classes["b"]["ap"]  # whose negatives are more
+
+
 def test_lesions_and_cldice_on_request_only(folders):
     plain, more = run(folders), run(folders, lesions=True, cldice=True, lesion_iou=0.1)
     lesions = {"lesion_f1", "lesion_sensitivity", "lesion_precision", "lesion_fp", "lesion_pq"}
