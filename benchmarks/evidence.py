@@ -55,7 +55,7 @@ def run(study: str, job: Job, seed: int, raw: Path, work: Path) -> None:
         "commit": record["git"],
         "versions": record["versions"],
         "devices": {**record["devices"], "cores": os.cpu_count(), "machine": platform.machine()},
-        "steps": train[-1]["step"],
+        "steps": int(_steps(train).sum()),
         "seconds_per_step": float(np.median([e["seconds"] for e in train])),
         "minutes_of_steps": _minutes(train),
         **{label: _summary(out / place) for label, place in scores},
@@ -113,9 +113,15 @@ def _append_cases(path: Path, scores: Sequence[tuple[str, str]], seed: int, out:
         writer.writerows(rows)
 
 
+def _steps(train: list[dict[str, Any]]) -> np.ndarray:
+    """Steps that each line of the log stands for; those of a stage are counted from 1."""
+    step = np.array([e["step"] for e in train])
+    since = np.diff(step, prepend=0)
+    return np.where(since > 0, since, step)
+
+
 def _minutes(train: list[dict[str, Any]]) -> float:
-    steps = np.diff([0, *(e["step"] for e in train)])
-    return float(np.sum(steps * [e["seconds"] for e in train]) / 60)
+    return float(np.sum(_steps(train) * [e["seconds"] for e in train]) / 60)
 
 
 def _medseg(*args: str) -> None:

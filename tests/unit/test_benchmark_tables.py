@@ -54,3 +54,11 @@ def test_tables_of_preflight(tmp_path, monkeypatch):
     assert "old" not in text
     assert text.startswith("a\n")
     assert text.endswith("c")
+
+
+def test_steps_of_a_run_of_several_stages_are_those_of_all(monkeypatch):
+    monkeypatch.syspath_prepend(FILE.parent)
+    evidence = importlib.import_module("evidence")
+    log = [{"step": step, "seconds": 60.0} for step in (10, 20, 1, 10, 30)]  # the second stage begins at 1
+    assert evidence._steps(log).tolist() == [10, 10, 1, 9, 20]
+    assert evidence._minutes(log) == 50
