@@ -46,33 +46,30 @@ SHOWN = (("dice", 3), ("hd95", 1))
 """Metrics of each class, and their digits."""
 
 
-def job(name: str, labelled: int, long: bool = False, wide: bool = False) -> Job:
-    """One method with three or seven labelled patients; `wide` ones are long."""
-    config, overrides = VARIANTS.get(name, (name, ()))
-    if labelled == 7:
-        overrides = (*overrides, *SEVEN)
-    if long or wide:
-        overrides = (*overrides, *LONG[name])
-    if wide:
-        stages = range(1 if name == "supervised" else 2)
-        overrides += tuple(word for i in stages for word in (f"--stages.{i}.objective.net.width", WIDE[name]))
-    source, options = "acdc/derived_128", ("--source", "acdc_ssl")
-    suffix = "_wide" if wide else "_long" if long else ""
-    return Job(f"{name}_{labelled}{suffix}", f"few_labels/{config}", source, options=options, overrides=overrides)
-
-
 GROUPS = {
     "3": "3 of 30",
     "3_long": "3 of 30, 4,000 steps",
     "3_wide": "3 of 30, 4,000 steps, 1.8 M parameters",
     "7": "7 of 30",
 }
-JOBS = (
-    *(job(name, 3) for name in WORDS),
-    *(job(name, 3, long=True) for name in LONG),
-    *(job(name, 3, wide=True) for name in WIDE),
-    *(job(name, 7) for name in WORDS),
-)
+"""Which patients are labelled, and how long and how large: end of a job's name -> words."""
+
+
+def job(name: str, group: str) -> Job:
+    """One method under the conditions of a group."""
+    config, overrides = VARIANTS.get(name, (name, ()))
+    if group == "7":
+        overrides += SEVEN
+    if group in ("3_long", "3_wide"):
+        overrides += LONG[name]
+    if group == "3_wide":
+        for stage in range(1 if name == "supervised" else 2):
+            overrides += (f"--stages.{stage}.objective.net.width", WIDE[name])
+    source, options = "acdc/derived_128", ("--source", "acdc_ssl")
+    return Job(f"{name}_{group}", f"few_labels/{config}", source, options=options, overrides=overrides)
+
+
+JOBS = tuple(job(name, group) for group in GROUPS for name in (WORDS if group in ("3", "7") else LONG))
 
 
 def table(records: Records) -> str:
