@@ -433,8 +433,10 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0) ->
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader of the means must know, in sentences: decisions, empty masks, missing and extra predictions."""
+    """What a reader of the means must know, in sentences: decisions, lost classes, empty masks, missing predictions."""
     empty, lines = summary["empty"], list(summary["notes"])
+    if lost := [name for name, figures in summary["classes"].items() if figures["dice"] == 0]:
+        lines.append(f"Found in no case at all: {', '.join(lost)}.")
     if empty["both"]:
         lines.append(f"Masks empty in reference and prediction alike: {empty['both']}. They score 1.")
     if alone := empty["prediction"] + empty["reference"]:

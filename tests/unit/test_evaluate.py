@@ -12,7 +12,7 @@ from medseg_jax.cli import main
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.synthetic import make_phantoms
-from medseg_jax.evaluation.evaluate import METRICS, bootstrap_interval, evaluate, read_rows, summarise
+from medseg_jax.evaluation.evaluate import METRICS, bootstrap_interval, evaluate, read_rows, remarks, summarise
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 
@@ -123,6 +123,16 @@ def test_a_class_absent_everywhere_scores_one_and_says_so(tmp_path):
     assert summary["mean"]["dice"] == 0.75
     assert summary["present"]["dice"] == 0.5
     assert (summary["unit"], summary["volume_unit"]) == ("px", "px")
+
+
+def test_a_class_that_is_found_in_no_case_is_named(folders, tmp_path):
+    pred, ref = folders
+    for name in "abc":
+        both = io.read_label(ref / f"{name}.nii.gz")[0] + cube((8, 10), (8, 10), (6, 8), value=2)
+        write(ref, f"{name}.nii.gz", both)
+    summary = evaluate(pred, ref, tmp_path / "out")
+    assert any(line.startswith("Found in no case at all: ") and "2" in line for line in remarks(summary))
+    assert not any("no case at all" in line for line in remarks(evaluate(ref, ref, tmp_path / "same")))
 
 
 def test_one_slice_is_measured_as_a_picture(tmp_path):
