@@ -1,13 +1,15 @@
 """medseg audit: which training labels are probably wrong, and where.
 
-A run of `KMSNoise` keeps, for each training case, the probability that the label of each voxel is wrong. `audit` brings
-it up to date with the final network and back to the space of the label files, ranks the cases, and writes
+A run of `KMSNoise` keeps, for each training case, a field: how probable label errors are around each voxel. `audit`
+brings it up to date with the final network, combines it with what the network sees at the voxel itself (Bayes' rule),
+takes the probability that the label is wrong back to the space of the label files, ranks the cases, and writes
 
     audit/maps/<case>.<ending>   that probability (PNG: 0 to 255), the largest one over classes that overlap
     audit/cases.csv              one row a case, the worst first
     audit/index.html             the same with pictures, sortable
     audit/summary.json           settings, and where the clean labels are known (`medseg data corrupt`), how well the
-                                 probability finds the wrong voxels, beside the network's entropy and its loss
+                                 probability finds the wrong voxels, beside the field alone, the network's entropy and
+                                 its loss, and whether it is calibrated
 
 so that a person can look at the worst ones first and mend them. Nothing in the data set is changed.
 """
@@ -38,10 +40,11 @@ from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.label_noise import clean_label
 from medseg_jax.data.plan import Plan
 from medseg_jax.evaluation import html
+from medseg_jax.evaluation.metrics.calibration import reliability
 from medseg_jax.evaluation.metrics.pr import average_precision
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.inference.uncertainty import entropy
-from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_flip, infer
+from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_flip, error_probability, infer
 from medseg_jax.methods.objective import Task
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
 from medseg_jax.runtime.run import open_run, stage_folder
@@ -116,8 +119,7 @@ def audit(dataset: Dataset | str | Path, run: str | Path, out: str | Path | None
         "cases": len(results),
         "prior": {name: getattr(posteriors.method, name) for name in ("mu", "s")} | {"rho": posteriors.rho},
         "not_doubted": posteriors.unknown,
-        "average_precision": _average_precision(known) if known else None,
-    }
+    } | (_against_truth(known) if known else {"average_precision": None, "calibration": None})
     _write_csv(out / "cases.csv", [found.row for found in results])
     _write(out / "summary.json", json.dumps(summary, indent=1))
     return _write(out / "index.html", _html(results, summary, dataset))
@@ -160,7 +162,7 @@ class Posteriors:
         return [name for name, is_known in zip(names, known, strict=True) if not is_known]
 
     def flip(self, case: Case, p: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Probability that the label is wrong in the preprocessed case, [d, h, w, f].
+        """The field's probability that the label is wrong, r, in the preprocessed case, [d, h, w, f].
 
         The posterior that training left is brought up to date with the final network, which sees the whole case as it
         is; training had cut and augmented it.
@@ -186,6 +188,12 @@ class Posteriors:
         known = jnp.asarray(self.known).reshape(-1, *(1,) * dim)
         flip = np.asarray(jnp.where(known, self.method.flip(new), self.method.flip(left)))
         return np.moveaxis(flip, 1, -1) if dim == 2 else np.moveaxis(flip[0], 0, -1)  # from [d, f, h, w], [1, f, *s]
+
+    def wrong(self, flip: np.ndarray, p_label: np.ndarray) -> np.ndarray:
+        """Probability that the label is wrong, from the field and the network, both [d, h, w, f]."""
+        others = self.dataset.labels.channels - 1 if self.dataset.labels.exclusive else 1
+        seen = jnp.clip(jnp.asarray(p_label), TINY, 1 - TINY)
+        return np.where(self.known, error_probability(jnp.asarray(flip), seen, others), flip)
 
     @cached_property
     def update(self) -> Callable[[Posterior, Array, Array], Posterior]:
@@ -254,10 +262,12 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     cached = posteriors.cache.case(case.id)
     given, plan = np.asarray(cached.label), posteriors.plan
     p = predict_volume(posteriors.predict, cached.image, plan.patch_size, labels.channels, batch_size=plan.batch_size)
-    flip = posteriors.flip(case, p, given)  # [d, h, w, f]
+    p_label = _of_label(p, labels.table[given], labels)  # [d, h, w, f]
+    flip = posteriors.flip(case, p, given)
+    doubt = posteriors.wrong(flip, p_label)
     image, label, geometry = dataset.load(case)
     assert label is not None
-    wrong = restore(flip, cached.record, geometry, plan)  # [*s, f]
+    wrong = restore(doubt, cached.record, geometry, plan)  # [*s, f]
     counted = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
     wrong = np.where(counted[..., None], wrong, 0)
     whole = wrong.max(-1)  # [*s]
@@ -279,7 +289,10 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     if (clean := clean_label(dataset, case)) is not None:
         truth, _ = io.read_label(clean)
         row["truly_wrong"] = int(((labels.masks(truth) != masks) & counted).sum())
-        mark = _marks(posteriors, given, image, truth, geometry, p, flip)
+        clean = preprocess(image, truth, geometry, plan)
+        assert clean.label is not None
+        scores = {"error probability": doubt, "field": flip, "entropy": _entropy(p, labels), "loss": -np.log(p_label)}
+        mark = _marks(given, clean.label, scores, labels)
     picture = _picture(image, label, whole, geometry, labels)
     return Found(row, picture), mark
 
@@ -290,42 +303,40 @@ def _write_map(path: Path, values: np.ndarray, geometry: Geometry) -> None:
     io.write_image(path, np.rint(255 * values).astype(np.uint8) if png else values, geometry)
 
 
-def _marks(
-    posteriors: Posteriors,
-    given: np.ndarray,
-    image: np.ndarray,
-    truth: np.ndarray,
-    geometry: Geometry,
-    p: np.ndarray,
-    flip: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Of every voxel and field of the preprocessed case: is its label truly wrong, and what three scores say of it.
+def _of_label(p: np.ndarray, target: np.ndarray, labels: Labels) -> np.ndarray:
+    """The network's probability of the label, [d, h, w, f], of probabilities and targets [d, h, w, k]."""
+    given = (p * target).sum(-1, keepdims=True) if labels.exclusive else np.where(target > 0, p, 1 - p)
+    return np.maximum(given, 1e-12)
 
-    Entropy and loss are those of the same network on the same image, by which one would rank without a posterior.
-    """
-    labels = posteriors.dataset.labels
-    clean = preprocess(image, truth, geometry, posteriors.plan)
-    assert clean.label is not None
-    target, right = labels.table[given], labels.table[clean.label]  # [d, h, w, k]
+
+def _entropy(p: np.ndarray, labels: Labels) -> np.ndarray:
+    """Of the network's probabilities [d, h, w, k], in each field, [d, h, w, f]."""
     if labels.exclusive:
-        wrong = (target != right).any(-1, keepdims=True)
-        loss = -np.log(np.maximum((p * target).sum(-1, keepdims=True), 1e-12))
-        uncertain = entropy(p, exclusive=True)[..., None]
-    else:
-        wrong = target != right
-        loss = -np.log(np.maximum(np.where(target > 0, p, 1 - p), 1e-12))
-        uncertain = np.stack([entropy(p[..., i : i + 1], exclusive=False) for i in range(p.shape[-1])], -1)
+        return entropy(p, exclusive=True)[..., None]
+    return np.stack([entropy(p[..., i : i + 1], exclusive=False) for i in range(p.shape[-1])], -1)
+
+
+def _marks(
+    given: np.ndarray, clean: np.ndarray, scores: dict[str, np.ndarray], labels: Labels
+) -> dict[str, np.ndarray]:
+    """Of every counted voxel and field of the preprocessed case: is its label truly wrong, and what each score says."""
+    differ = labels.table[given] != labels.table[clean]  # [d, h, w, k]
+    wrong = differ.any(-1, keepdims=True) if labels.exclusive else differ
     counted = np.broadcast_to((labels.weights[given] > 0)[..., None], wrong.shape)
-    scores = {"error probability": flip, "entropy": uncertain, "loss": loss}
     return {"wrong": wrong[counted]} | {name: score[counted] for name, score in scores.items()}
 
 
-def _average_precision(marks: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Average precision of each score over the voxels of all cases, and the share of voxels that are wrong."""
+def _against_truth(marks: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Average precision of each score over the voxels of all cases, and whether the error probability is calibrated."""
     whole = {name: np.concatenate([mark[name] for mark in marks]) for name in marks[0]}
     wrong = whole.pop("wrong")
-    found = {name: round(average_precision(score, wrong), 4) for name, score in whole.items()}
-    return found | {"by chance": round(float(wrong.mean()), 4)}
+    precision = {name: round(average_precision(score, wrong), 4) for name, score in whole.items()}
+    truly = float(wrong.mean())
+    calibration = {"truly wrong": truly}
+    for name in ("error probability", "field"):
+        curve = reliability(whole[name], wrong)
+        calibration |= {f"{name}, mean": float(whole[name].mean()), f"{name}, calibration error": curve.ece}
+    return {"average_precision": precision | {"by chance": round(truly, 4)}, "calibration": calibration}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -375,9 +386,12 @@ def _html(results: list[Found], summary: dict[str, Any], dataset: Dataset) -> st
     found = summary["average_precision"]
     known = ""
     if found:
+        calibration = summary["calibration"]
         known = f"""<section><h2>Where the truth is known</h2>{html.pairs({k: f"{v:.3f}" for k, v in found.items()})}
-<p class="note">Average precision for truly wrong voxels, by the error probability, and by entropy and loss of the same
-network.</p></section>"""
+<p class="note">Average precision for truly wrong voxels, by the error probability, by the field alone, and by entropy
+and loss of the same network. The error probability is {calibration["error probability, mean"]:.2%} in the mean;
+{calibration["truly wrong"]:.2%} of the voxels are wrong; its calibration error is
+{calibration["error probability, calibration error"]:.4f}.</p></section>"""
     body = f"""<header><p class="eyebrow">medseg_jax · Label audit</p><h1>{escape(summary["dataset"])}</h1>
 <p>{summary["cases"]} training cases, run {escape(summary["run"])}. First the cases whose labels are probably most
 wrong, as a share of their foreground.{_not_doubted(summary)}</p></header>

@@ -282,6 +282,22 @@ def soften(target: Float[Array, "b *s k"], flip: Float[Array, "b *s f"], labels:
     return (1 - flip) * target + flip * (1 - target) / others
 
 
+def error_probability(flip: Array, p_label: Array, others: int = 1) -> Array:
+    """Probability that a label is wrong, given the field and what the network sees at the voxel itself, by Bayes' rule.
+
+    The bound's q(y* | y, eta) leaves the network out: r alone is what the neighbourhood says. With both,
+
+        odds = r / (1 - r) * (1 - p_y) / ((C - 1) p_y)
+
+    Args:
+        flip: r, in (0, 1).
+        p_label: p_y, the network's probability of the label, of the same shape.
+        others: C - 1.
+    """
+    wrong, right = flip * (1 - p_label) / others, (1 - flip) * p_label
+    return wrong / (wrong + right)
+
+
 def infer(
     posterior: Posterior,
     gap: Float[Array, "b f *s"],

@@ -15,6 +15,7 @@ from medseg_jax.methods.kms_noise import (
     Posterior,
     Prior,
     Store,
+    error_probability,
     expected_flip,
     infer,
     soften,
@@ -113,6 +114,18 @@ def test_soft_targets_are_distributions():
 
 
 # ---------------------------------------------------------------------------------------------------- frame of the case
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_error_probability_is_bayes_rule_over_the_true_class(classes):
+    rng = np.random.default_rng(classes)
+    p, flip = rng.dirichlet(np.ones(classes), 50), rng.uniform(0.01, 0.99, 50)
+    channel = np.where(np.arange(classes) == 0, 1 - flip[:, None], flip[:, None] / (classes - 1))  # label 0 was written
+    joint = p * channel
+    expected = 1 - joint[:, 0] / joint.sum(1)
+    np.testing.assert_allclose(
+        error_probability(jnp.asarray(flip), jnp.asarray(p[:, 0]), classes - 1), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [(12, 10), (6, 8, 10)])

@@ -31,8 +31,8 @@ def test_audit_writes_a_page_a_table_and_maps(trained, capsys):
     cases = data.subset("train")
     assert said["cases"] == len(cases)
     assert said["not_doubted"] == []
-    assert {"error probability", "entropy", "loss", "by chance"} == set(said["average_precision"])
-    assert all(0 <= v <= 1 for v in said["average_precision"].values())
+    assert {"error probability", "field", "entropy", "loss", "by chance"} == set(said["average_precision"])
+    assert all(0 <= v <= 1 for v in (said["average_precision"] | said["calibration"]).values())
     with (run / "audit" / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
     shares = [float(row["share"]) for row in rows]
