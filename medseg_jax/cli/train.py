@@ -56,10 +56,11 @@ def main(argv: list[str]) -> int:
         loaded = dataclasses.replace(loaded, stages=(*loaded.stages[:-1], last))
 
     from medseg_jax.runtime.distributed import joined
+    from medseg_jax.runtime.guards import Interrupted
     from medseg_jax.training.by_class import train_by_class
     from medseg_jax.training.folds import train_folds
     from medseg_jax.training.hold_out import train_hold_out
-    from medseg_jax.training.train import Interrupted, train
+    from medseg_jax.training.train import train
 
     out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
     with joined():

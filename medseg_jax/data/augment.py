@@ -22,21 +22,21 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial, reduce
-from operator import and_, mul
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
+from medseg_jax.ops.intensity import Image, color_matrix, contrast, gamma, punch, smooth
+from medseg_jax.ops.warp import elastic_field, resample, rotation_matrix
 from medseg_jax.types import Batch, UserError
 
 ANISOTROPY = 3.0  # nnU-Net's ratio from which an axis is left out of the geometry.
 MARGIN = 0.1  # Share of the patch side that a sample holds more on each side, where the geometry may move.
 
-type Image = Float[Array, "*s c"]
 type Label = Int[Array, "*s"]
 
 
@@ -335,7 +335,7 @@ def _draw(key: Array, *, config: Augment, channels: int, patch_size: tuple[int, 
         draw["mirror"] = chance("p_mirror", (dim,)) & allowed
     if config.p_color:
         draw["color"] = chance("p_color")
-        draw["mixing"] = _color_matrix(
+        draw["mixing"] = color_matrix(
             uniform("hue", (-config.hue, config.hue)), factor("saturation", config.saturation)
         )
     if config.p_noise:
@@ -383,30 +383,6 @@ def _draw_geometry(uniform, chance, factor, config, axes, patch_size, spacing):
         points = uniform("points", (-1, 1), (n, *(config.elastic_cells + 3,) * n)) * largest
         draw["points"] = points * ((size - 1) / config.elastic_cells).reshape(n, *(1,) * n)
     return draw
-
-
-def rotation_matrix(degrees: Float[Array, " r"]) -> Float[Array, "n n"]:
-    """One angle: 2 x 2. Three angles: 3 x 3, the product of the rotations about the first, second and third axis."""
-    cosines, sines = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
-    if degrees.shape == (1,):
-        return jnp.array([[cosines[0], -sines[0]], [sines[0], cosines[0]]])
-    matrix = jnp.eye(3)
-    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
-        turn = (
-            jnp.eye(3)
-            .at[(i, i, j, j), (i, j, i, j)]
-            .set(jnp.array([cosines[axis], -sines[axis], sines[axis], cosines[axis]]))
-        )
-        matrix = jnp.matmul(matrix, turn, precision="highest")
-    return matrix
-
-
-def _color_matrix(degrees: Array, saturation: Array) -> Float[Array, "3 3"]:
-    """Turn colours about the grey axis (1, 1, 1) (Rodrigues) and scale their distance from it."""
-    grey = jnp.full((3, 3), 1 / 3)
-    cross = jnp.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    angle = jnp.deg2rad(degrees)
-    return grey + saturation * (jnp.cos(angle) * (jnp.eye(3) - grey) + jnp.sin(angle) * cross)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -490,146 +466,3 @@ def _resample(image, label, matrix, offset, displacement, axes, patch_size):
         image, label = resample(fold(image), None if label is None else fold(label), matrix, offset, displacement, size)
         image, label = unfold(image), None if label is None else unfold(label)
     return image, label
-
-
-def resample(
-    image: Float[Array, "*s c"],
-    label: Int[Array, "*s m"] | None,
-    matrix: Float[Array, "n n"],
-    offset: Float[Array, " n"],
-    displacement: Float[Array, "n *p"] | None,
-    size: Sequence[int],
-) -> tuple[Float[Array, "*p c"], Int[Array, "*p m"] | None]:
-    """Read image (linearly) and label (nearest) at `matrix @ (o + displacement) + offset`, outside = 0.
-
-    o is a voxel's place relative to the middle of the patch, the result relative to the middle of the centre crop that
-    the identity would give; all in voxels. Equals SciPy's affine_transform with mode="grid-constant", order 1 and 0.
-    """
-    full, n = image.shape[:-1], len(size)
-    middle = [(p - 1) / 2 for p in size]
-    place = [jax.lax.broadcasted_iota(jnp.float32, tuple(size), i) - middle[i] for i in range(n)]
-    if displacement is not None:
-        place = [place[i] + displacement[i] for i in range(n)]
-    start = [(s - p) // 2 + m for s, p, m in zip(full, size, middle, strict=True)]
-    at = [sum(matrix[i, j] * place[j] for j in range(n)) + (offset[i] + start[i]) for i in range(n)]
-
-    low = [jnp.floor(a) for a in at]
-    out = jnp.zeros((), jnp.float32)
-    for corner in np.ndindex(*(2,) * n):
-        index = [low[i].astype(jnp.int32) + corner[i] for i in range(n)]
-        share = [at[i] - low[i] if corner[i] else 1 - (at[i] - low[i]) for i in range(n)]
-        weight = jnp.where(_inside(index, full), reduce(mul, share), 0)
-        out += weight[..., None] * _gather(image, index)
-    if label is None:
-        return out, None
-    index = [jnp.floor(a + 0.5).astype(jnp.int32) for a in at]
-    return out, jnp.where(_inside(index, full)[..., None], _gather(label, index), 0)
-
-
-def _inside(index: list[Array], size: Sequence[int]) -> Array:
-    return reduce(and_, [(i >= 0) & (i < side) for i, side in zip(index, size, strict=True)])
-
-
-def _gather(array: Array, index: list[Array]) -> Array:
-    """array [*s, c] at clipped voxel indices [*p] each -> [*p, c]. One flat index: XLA's gather is fastest so."""
-    flat = jnp.zeros((), jnp.int32)
-    for i, side in zip(index, array.shape[:-1], strict=True):
-        flat = flat * side + jnp.clip(i, 0, side - 1)
-    return array.reshape(-1, array.shape[-1]).at[flat].get(mode="promise_in_bounds")
-
-
-def elastic_field(points: Float[Array, "n *g"], size: Sequence[int]) -> Float[Array, "n *p"]:
-    """Cubic B-spline through a coarse grid of control points: a displacement for every voxel of the patch."""
-    for axis, side in enumerate(size):
-        basis = _spline_basis(side, points.shape[axis + 1] - 3)  # [side, g]
-        points = jnp.moveaxis(jnp.tensordot(basis, points, (1, axis + 1), precision="highest"), 0, axis + 1)
-    return points
-
-
-def _spline_basis(side: int, cells: int) -> np.ndarray:
-    """[side, cells + 3]: weights of the control points of a uniform cubic B-spline for each voxel; rows sum to 1."""
-    t = np.abs(np.linspace(1, cells + 1, side)[:, None] - np.arange(cells + 3))
-    inner, outer = 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6
-    return np.where(t < 1, inner, outer).astype(np.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Intensity
-
-
-def smooth(image: Image, deviation: Float[Array, "c n"], keep: Float[Array, " c"], axes: Sequence[int]) -> Image:
-    """Gaussian blur, then low resolution. Both are linear along each axis, so they are one matrix an axis and channel.
-
-    Args:
-        deviation: of the Gaussian in voxels for each channel and axis; 0 leaves the channel as it is.
-        keep: share of the voxels kept along each of `axes`, for each channel; 1 leaves it as it is.
-    """
-    letters = "xyz"[: image.ndim - 1]
-    for axis, letter in enumerate(letters):
-        side = image.shape[axis]
-        matrix = _blur_matrix(deviation[:, axis], side)
-        if axis in axes:
-            matrix = jnp.matmul(_coarse_matrix(keep, side), matrix, precision="highest")
-        image = jnp.einsum(
-            f"ci{letter},{letters}c->{letters.replace(letter, 'i')}c", matrix, image, precision="highest"
-        )
-    return image
-
-
-def _blur_matrix(deviation: Float[Array, " c"], side: int) -> Float[Array, "c side side"]:
-    """Gaussian weights, cut off at the border and normalised; the identity for deviation 0."""
-    distance = np.subtract.outer(np.arange(side), np.arange(side)).astype(np.float32)
-    weights = jnp.exp(-0.5 * (distance / jnp.maximum(deviation, 1e-3)[:, None, None]) ** 2)
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def _coarse_matrix(keep: Float[Array, " c"], side: int) -> Float[Array, "c side side"]:
-    """Nearest-neighbour reduction to round(keep * side) voxels, then linear interpolation back, as in nnU-Net."""
-    voxel = np.arange(side)
-    count = jnp.maximum(jnp.round(keep * side), 1).astype(jnp.int32)[:, None]  # [c, 1]
-    # The coarse position (voxel + 1/2) count / side - 1/2 in units of 1 / (2 side): integers make keep = 1 exact.
-    at = jnp.clip((2 * voxel + 1) * count - side, 0, 2 * side * (count - 1))  # [c, side]
-    low, share = at // (2 * side), (at % (2 * side)) / (2 * side)
-    matrix = jnp.zeros((), jnp.float32)
-    for coarse, weight in ((low, 1 - share), (jnp.minimum(low + 1, count - 1), share)):
-        source = (2 * coarse + 1) * side // (2 * count)
-        matrix += weight[..., None] * jax.nn.one_hot(source, side)
-    return matrix
-
-
-def contrast(image: Image, factor: Float[Array, " c"]) -> Image:
-    """Scale each channel about its mean and clip it to the range that it had."""
-    space = tuple(range(image.ndim - 1))
-    mean = image.mean(space)
-    return jnp.clip((image - mean) * factor + mean, image.min(space), image.max(space))
-
-
-def gamma(image: Image, exponent: Float[Array, " c"]) -> Image:
-    """Raise each channel, brought to [0, 1], to a power; then restore its mean and standard deviation.
-
-    A constant channel stays what it is.
-    """
-    space = tuple(range(image.ndim - 1))
-    low = image.min(space)
-    span = image.max(space) - low
-    unit = (image - low) / jnp.where(span > 0, span, 1)
-    bent = unit**exponent
-    ratio = unit.std(space) / jnp.maximum(bent.std(space), 1e-8)
-    return ((bent - bent.mean(space)) * ratio + unit.mean(space)) * span + low
-
-
-def punch(image: Image, place: Float[Array, "n d"], side: Float[Array, "n d"], count: Int[Array, ""]) -> Image:
-    """Set the first `count` of n boxes to 0 (coarse dropout; DeVries & Taylor 2017, "Cutout").
-
-    Args:
-        place: 0 to 1, from the first to the last place where the whole box lies in the image.
-        side: of the boxes, as a share of the image's sides, rounded to voxels.
-    """
-    inside = jnp.arange(len(side)) < count  # [n, *s], an axis at a time
-    for axis, length in enumerate(image.shape[:-1]):
-        voxels = jnp.round(side[:, axis] * length)
-        start = jnp.minimum(jnp.floor(place[:, axis] * (length - voxels + 1)), length - voxels)
-        at = jnp.arange(length)
-        along = (at >= start[:, None]) & (at < (start + voxels)[:, None])  # [n, length]
-        inside = inside[..., None] & along.reshape(len(side), *(1,) * axis, length)
-    return jnp.where(inside.any(0)[..., None], 0, image)

@@ -58,7 +58,8 @@ def train_by_class(
     """
     import jax
 
-    from medseg_jax.training.train import refuse_other_config, train
+    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.train import train
 
     out, whole = Path(out), synthetic.open_data(config.data)
     if (out / "run.json").exists():

@@ -10,7 +10,7 @@ from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.environment import use_compilation_cache
 from medseg_jax.training.optim import assign_groups
-from medseg_jax.training.train import compile_step, from_file, open_data, open_plan, prepare_stage, refuse_problems
+from medseg_jax.training.prepare import compile_step, from_file, open_data, open_plan, prepare_stage, refuse_problems
 
 
 def dry_run(config: Config) -> list[dict[str, Any]]:

@@ -48,7 +48,8 @@ def train_folds(
     Raises:
         UserError, Interrupted: as `train`.
     """
-    from medseg_jax.training.train import refuse_other_config, train
+    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.train import train
 
     out = Path(out)
     if (out / "run.json").exists():

@@ -62,7 +62,8 @@ def train_hold_out(
     """
     import jax
 
-    from medseg_jax.training.train import refuse_other_config, train
+    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.train import train
 
     out, dataset = Path(out), synthetic.open_data(config.data)
     if (out / "run.json").exists():

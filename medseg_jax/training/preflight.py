@@ -187,7 +187,7 @@ def know_data(
     cases: int | None = None,
 ) -> DataFacts:
     """What the data set, a plan, or the user says of the data; data on this disk are looked at, never preprocessed."""
-    from medseg_jax.training.train import open_data, open_plan
+    from medseg_jax.training.prepare import open_data, open_plan
 
     notes = []
     try:

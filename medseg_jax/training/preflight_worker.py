@@ -103,7 +103,7 @@ def changed(config: Config, index: int, change: dict[str, Any]) -> Config:
 
 
 def _task(request: dict[str, Any], index: int, config: Config) -> Task:
-    from medseg_jax.training.train import sample_size
+    from medseg_jax.training.prepare import sample_size
 
     plan = Plan.from_dict(request["plan"])
     labels = Labels(**{k: _tuples(v) for k, v in request["labels"].items()})
@@ -123,7 +123,7 @@ def _training(topology: chips.Topology, request: dict[str, Any]) -> tuple[Any, d
     import jax
 
     from medseg_jax.runtime import sharding
-    from medseg_jax.training.train import abstract_state, compile_step, sample_size, stage_parts
+    from medseg_jax.training.prepare import abstract_state, compile_step, sample_size, stage_parts
 
     index, rows = request["stage"], tuple(request["rows"])
     config = configs.override(configs.load(request["config"]), request["overrides"])
@@ -157,8 +157,8 @@ def _prediction(topology: chips.Topology, request: dict[str, Any]) -> tuple[Any,
     import jax.numpy as jnp
 
     from medseg_jax.runtime import sharding
+    from medseg_jax.training.prepare import sample_size, stage_parts
     from medseg_jax.training.step import init_state
-    from medseg_jax.training.train import sample_size, stage_parts
 
     index, rows = request["stage"], request["rows"][0]
     config = changed(configs.override(configs.load(request["config"]), request["overrides"]), index, request["change"])

@@ -25,8 +25,8 @@ from medseg_jax import (
 from medseg_jax.methods import teacher as teachers
 from medseg_jax.methods.objective import Task
 from medseg_jax.methods.wt_bcp import low_high, low_high_as_released
+from medseg_jax.training.prepare import transfer
 from medseg_jax.training.step import StepParts, init_state, make_step
-from medseg_jax.training.train import transfer
 
 KEY = jax.random.key(0)
 NET, XNET = UNet.isotropic(2, 4, 8, norm="batch"), XNet(width=2)

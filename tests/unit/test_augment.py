@@ -15,17 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg_jax.data import augment as module
-from medseg_jax.data.augment import (
-    Augment,
-    augment,
-    contrast,
-    elastic_field,
-    gamma,
-    moving_axes,
-    punch,
-    resample,
-    smooth,
-)
+from medseg_jax.data.augment import Augment, augment, moving_axes
+from medseg_jax.ops.intensity import contrast, gamma, punch, smooth
+from medseg_jax.ops.warp import elastic_field, resample
 from medseg_jax.types import UserError
 
 EVERYTHING = Augment(

@@ -139,7 +139,8 @@ def test_a_fold_must_be_a_number_or_all(capsys):
 
 
 def test_a_run_older_than_the_folds_goes_on(phantoms, tmp_path):
-    from medseg_jax.training.train import refuse_other_config, train
+    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.train import train
 
     run = train(replace(config(phantoms.root, tmp_path / "cache"), folds=5), tmp_path / "run", report=False)
     file = run / "run.json"

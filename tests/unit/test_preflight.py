@@ -18,7 +18,7 @@ from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import chips
 from medseg_jax.training import preflight as pf
 from medseg_jax.training.preflight_worker import changed, needed_bytes
-from medseg_jax.training.train import sample_size
+from medseg_jax.training.prepare import sample_size
 
 NET = ms.UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
 MOVING = ms.Augment(**{**vars(ms.Augment.none()), "p_mirror": 0.5, "p_rotation": 0.5})

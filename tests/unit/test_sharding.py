@@ -62,7 +62,7 @@ from medseg_jax import Config, Optim, Stage, Supervised, UNet
 from medseg_jax.runtime.sharding import make_mesh, put_batch
 from medseg_jax.methods.objective import Task
 from medseg_jax.training.step import init_state
-from medseg_jax.training.train import abstract_state, compile_step, stage_parts
+from medseg_jax.training.prepare import abstract_state, compile_step, stage_parts
 from medseg_jax.data.plan import Plan
 from medseg_jax.types import Labels
 import sys

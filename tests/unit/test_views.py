@@ -12,7 +12,7 @@ from medseg_jax import config as configs
 from medseg_jax.cli import main
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import labelled_view
-from medseg_jax.training.train import open_data
+from medseg_jax.training.prepare import open_data
 from medseg_jax.types import Case
 
 
