@@ -43,7 +43,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Int
 
 from medseg_jax import losses
@@ -208,10 +207,11 @@ def lsa(
     if mode == "off" or len(x) == 1:
         return x
     tokens = math.prod(x.shape[1:-1])
-    # One draw for everything: a network calls this up to a hundred times, and each draw costs time to compile.
-    noise = jax.random.normal(key, (2 * len(x) + 1, x.shape[-1]))
-    n1, n2 = noise[: len(x)], noise[len(x) : -1]
-    taken = ndtr(noise[-1, 0]) < probability
+    # One draw for all samples: a network calls this up to a hundred times, and each draw costs time to compile. Samples
+    # come first, so that each device draws for its own: [2 b, d] would be sent to all of them, at every call.
+    noise = jax.random.normal(key, (len(x), 2, x.shape[-1]))
+    n1, n2 = noise[:, 0], noise[:, 1]
+    taken = jax.random.uniform(jax.random.fold_in(key, 2)) < probability
     first = None
     if mode != "as_run":
         first = jax.random.randint(jax.random.fold_in(key, 1), (len(x),), 0, tokens - int(window * tokens) + 1)
