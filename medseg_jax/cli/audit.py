@@ -40,8 +40,7 @@ def main(argv: list[str]) -> int:
     for name, value in (summary["average_precision"] or {}).items():
         print(f"average precision for truly wrong voxels, {name}: {value:.3f}")
     if summary["not_doubted"]:
-        print(
-            f"not doubted, since the network does not know them yet (train longer): {', '.join(summary['not_doubted'])}"
-        )
+        names = ", ".join(summary["not_doubted"])
+        print(f"not doubted in training, since the network does not know them well (train longer): {names}")
     print(f"{summary['cases']} cases ranked: {page}, {page.parent / 'cases.csv'}")
     return 0

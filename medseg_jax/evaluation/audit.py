@@ -190,10 +190,13 @@ class Posteriors:
         return np.moveaxis(flip, 1, -1) if dim == 2 else np.moveaxis(flip[0], 0, -1)  # from [d, f, h, w], [1, f, *s]
 
     def wrong(self, flip: np.ndarray, p_label: np.ndarray) -> np.ndarray:
-        """Probability that the label is wrong, from the field and the network, both [d, h, w, f]."""
+        """Probability that the label is wrong, from the field and the network, both [d, h, w, f].
+
+        Of a class that was never doubted the field says no more than that few labels are wrong.
+        """
         others = self.dataset.labels.channels - 1 if self.dataset.labels.exclusive else 1
         seen = jnp.clip(jnp.asarray(p_label), TINY, 1 - TINY)
-        return np.where(self.known, error_probability(jnp.asarray(flip), seen, others), flip)
+        return np.asarray(error_probability(jnp.asarray(flip), seen, others))
 
     @cached_property
     def update(self) -> Callable[[Posterior, Array, Array], Posterior]:
@@ -403,7 +406,8 @@ wrong, as a share of their foreground.{_not_doubted(summary)}</p></header>
 def _not_doubted(summary: dict[str, Any]) -> str:
     if not (names := summary["not_doubted"]):
         return ""
-    return f" <b>Not doubted, since the network does not know them yet: {escape(', '.join(names))}.</b>"
+    words = f"Not doubted in training, since the network does not know them well: {escape(', '.join(names))}."
+    return f" <b>{words} Believe little of what is said of them here.</b>"
 
 
 def _figure(found: Found) -> str:

@@ -329,7 +329,11 @@ def infer(
 
     def bound(free: Posterior, index: Array) -> Array:
         now = Posterior(mean(free.m), free.raw)
-        return (flip(now, index) * weighted).sum() + kms.kl(now.m, now.g, *prior, dim=dim).sum()
+        if whiten:
+            divergence = kms.kl_of_innovations(free.m, now.g, prior.s, prior.rho, prior.rho_g, dim)
+        else:
+            divergence = kms.kl(now.m, now.g, *prior, dim=dim)
+        return (flip(now, index) * weighted).sum() + divergence.sum()
 
     def step(carry: tuple, index: Array) -> tuple:
         free, state = carry

@@ -93,15 +93,26 @@ def kl(m: Field, g: Field, mu: Scalar, s: Scalar, rho: Scalar, rho_g: Scalar, di
     return 0.5 * (cross_term(m, g, mu, s, rho, rho_g, dim) - entropy_term(g, rho_g, dim)) - 0.5 * _size(g, dim)
 
 
+def kl_of_innovations(u: Field, g: Field, s: Scalar, rho: Scalar, rho_g: Scalar, dim: int) -> Array:
+    """`kl` for m = mu + s L u: the quadratic form is then the sum of squares of u, and mu falls out."""
+    form = jnp.square(u).sum(tuple(range(-dim, 0)))
+    cross = trace(g, rho, rho_g, dim) / jnp.square(s) + form + _log_determinant_of_prior(g, s, rho, dim)
+    return 0.5 * (cross - entropy_term(g, rho_g, dim)) - 0.5 * _size(g, dim)
+
+
 def cross_term(m: Field, g: Field, mu: Scalar, s: Scalar, rho: Scalar, rho_g: Scalar, dim: int) -> Array:
     """-2 E_q[log p] - N log 2 pi = (tr + quadratic form) / s^2 + log det Sigma of each field [...]."""
     spread = (trace(g, rho, rho_g, dim) + quadratic(m - mu, rho, dim)) / jnp.square(s)
-    return spread + 2 * _size(g, dim) * jnp.log(s) + log_determinant(g.shape[-dim:], rho, g.dtype)
+    return spread + _log_determinant_of_prior(g, s, rho, dim)
 
 
 def entropy_term(g: Field, rho_g: Scalar, dim: int) -> Array:
     """log det Gamma of each field [...]."""
     return 2 * jnp.log(g).sum(tuple(range(-dim, 0))) + log_determinant(g.shape[-dim:], rho_g, g.dtype)
+
+
+def _log_determinant_of_prior(g: Field, s: Scalar, rho: Scalar, dim: int) -> Array:
+    return 2 * _size(g, dim) * jnp.log(s) + log_determinant(g.shape[-dim:], rho, g.dtype)
 
 
 def _size(x: Field, dim: int) -> int:

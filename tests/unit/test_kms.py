@@ -44,6 +44,8 @@ def test_everything_equals_the_dense_matrices(shape, rho, rho_g, seed):
         sample = (np.linalg.cholesky(prior) @ z.ravel()).reshape(shape)
         close(kms.correlate(jnp.asarray(z), rho, dim), sample)
         close(kms.whiten(jnp.asarray(sample), rho, dim), z)
+        innovations = kms.whiten((jnp.asarray(m) - mu) / s, rho, dim)
+        close(kms.kl_of_innovations(innovations, jnp.asarray(g), s, rho, rho_g, dim), kl / 2)
 
 
 @settings(max_examples=10, deadline=None)
