@@ -84,7 +84,7 @@ def test_dense_kronecker(golden, double):
                 "precision_times_field": kms.precision_times(z, rho, 2),
                 "sample": m + g * kms.correlate(z, rho_g, 2),
             }
-            tolerance = 1e-9 if double else 2e-5
+            tolerance = 1e-9 if double else 1e-5 if max(rhos) < 0.95 else 2e-5
             matched = [key for key in arrays if key.startswith(name + "/")]
             for key in matched:
                 what = key.rsplit("/", 1)[1]
@@ -137,7 +137,7 @@ def test_loss(golden, double):
                     key = f"{prefix}{what}_{bits}"
                     if key in arrays and not np.isclose(np.ravel(found[what])[0], np.ravel(arrays[key])[0], rtol=1e-2):
                         found[what] = found[what] / prior.s**2
-                rtol = 1e-6 if double else (4e-6 if rho <= 0.75 else 2e-5)
+                rtol = 1e-7 if double else (2e-6 if rho <= 0.75 else 1e-5)
                 for what, value in found.items():
                     if (key := f"{prefix}{what}_{bits}") in arrays:
                         np.testing.assert_allclose(value, arrays[key], rtol=rtol, err_msg=key)
@@ -188,7 +188,7 @@ def test_estep(golden, double):
                         expected = arrays[f"{name}/{variant}/{what}"][t - 1]
                         error = np.abs(np.asarray(value)[:, 0] - expected)
                         if name == "spread":
-                            assert error.max() < (1e-6 if double else 4e-5), (name, variant, what, t)
+                            assert error.max() < (1e-6 if double else 2e-5), (name, variant, what, t)
                         elif what == "m":
                             assert error.max() < (5e-6 if double else 5e-3)
                         else:  # the gradient of g starts at 0, and Adam makes steps of what rounding leaves

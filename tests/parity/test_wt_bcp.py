@@ -142,8 +142,9 @@ def test_mix_losses_and_their_gradients(reference, name):
         return mixed_loss(((z,),), outside, inside, mask, weights).sum()
 
     value, gradient = jax.value_and_grad(loss)(logits)
-    expected = arrays[name] if dim == 3 else (arrays[f"{name}_dice"] + arrays[f"{name}_ce"]) / 2
-    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-5)
+    keys = [name] if dim == 3 else [f"{name}_dice", f"{name}_ce"]
+    atol = max(meta["outputs"][key]["tolerance"]["atol"] for key in keys)
+    np.testing.assert_allclose(value, np.mean([arrays[key] for key in keys]), rtol=0, atol=atol)
     close(gradient, arrays, meta, f"d_{name}")
 
 
@@ -170,11 +171,13 @@ def test_totals_of_self_training_as_released(reference, dim):
 def test_totals_of_pre_training(reference):
     arrays, meta, x = reference("copy_paste")
     heads, mask = tuple((x[f"logits2d_l_{h}"],) for h in HEADS), masks(arrays, 2)
-    each = mixed_loss(heads, truth(x["lab_a"], 4), truth(x["lab_b"], 4), mask, (1, 1))
+    outside, inside = (truth(x[label], heads[0][0].shape[-1]) for label in ("lab_a", "lab_b"))
+    each = mixed_loss(heads, outside, inside, mask, (1, 1))
     close(released(WTCopyPaste, 2).over_heads(each), arrays, meta, "pretrain2d_total")
 
     heads = tuple((x[f"logits3d_l_{h}"],) for h in HEADS)
-    each = region_loss(heads, truth(jnp.where(masks(arrays, 3), x["vlab_a"], x["vlab_b"]), 2), None, True)
+    mixed = jnp.where(masks(arrays, 3), x["vlab_a"], x["vlab_b"])
+    each = region_loss(heads, truth(mixed, heads[0][0].shape[-1]), None, True)
     close(each.mean(), arrays, meta, "pretrain3d_total_fixed")
     close(released(WTCopyPaste, 3).over_heads(each), arrays, meta, "pretrain3d_total_as_released")
 
@@ -229,7 +232,7 @@ def test_teacher_after_three_updates(reference, recipe, which):
 
 def test_pseudo_labels_keep_the_largest_component(reference):
     arrays, _, _ = reference("largest_component")
-    logits = 5 * jax.nn.one_hot(arrays["labels2d"], 4)
+    logits = 5 * jax.nn.one_hot(arrays["labels2d"], arrays["labels2d"].max() + 1)
     found = teacher.pseudo_target(logits, True, 8)
     np.testing.assert_array_equal(found.argmax(-1), arrays["largest2d"])
     for neighbours in (6, 18, 26):
