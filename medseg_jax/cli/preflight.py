@@ -9,7 +9,7 @@ from medseg_jax.cli import Parser
 EPILOG = """Topologies: v5e-1 ... v5e-256, v6e-8, v5p-64 (Google Cloud's names; v5p counts two cores a chip), v5e-4x4
 (chips along each axis), h100x1 ... h100x8, cpu, cpux4. Compilers: pip install 'medseg-jax[preflight-tpu]' or
 'medseg-jax[preflight-cuda]'. Fields of the config can be overridden as in medseg train. Nothing is run: the figures are
-the compiler's and the roofline is a bound from below."""
+the compiler's and the roofline is a bound from below. Ctrl-C during the search for a batch shows what is known."""
 
 
 def main(argv: list[str]) -> int:

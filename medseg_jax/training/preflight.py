@@ -387,9 +387,12 @@ def _examine(
     if compiles and known:
         worst = max(known, key=lambda i: _needed(stages[i]) or math.inf)
         limit = ask.asked + compiles
-        if stages[worst]["fits"] is False:
-            found["suggestions"] = suggestions(config, worst, stages[worst], target, ask, limit - 2)
-        found["largest"] = largest_batch(config, worst, stages[worst], target, ask, limit)
+        try:
+            if stages[worst]["fits"] is False:
+                found["suggestions"] = suggestions(config, worst, stages[worst], target, ask, limit - 2)
+            found["largest"] = largest_batch(config, worst, stages[worst], target, ask, limit)
+        except KeyboardInterrupt:
+            notes.append("the search was stopped; what had been compiled stands here")
     return found
 
 

@@ -159,6 +159,23 @@ def test_the_search_needs_few_programs():
     assert found["rows_per_chip"] > 0.9 * (16 * 2**30 - 10**9) / 10**7
 
 
+def test_a_search_that_is_stopped_leaves_what_is_known():
+    target = chips.parse_topology("v5e-1")
+    machine = Machine(10**9, 10**7, target.memory)
+
+    def ask(what, stage, rows, title, change=None):
+        if ask.asked == 2:
+            raise KeyboardInterrupt
+        ask.asked += 1
+        return machine(what, stage, rows, title)
+
+    ask.asked = 0
+    found = pf._examine(TINY, target, pf.know_data(TINY, target, **KNOWN), ask, None, 8, print)
+    assert found["fits"]
+    assert found["largest"] is None
+    assert "search was stopped" in found["notes"][-1]
+
+
 def test_what_to_change():
     machine = Machine(0, 10, 100)
     first = {"rows": [16, 0], **machine("train", 0, (16, 0), "")}
