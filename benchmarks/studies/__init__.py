@@ -81,3 +81,16 @@ def interval(values: dict[int, dict[tuple[str, str], float]], draws: int = 10_00
     low, high = np.quantile(drawn, [0.025, 0.975])
     spread = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else float("nan")
     return float(np.mean(seeds)), spread, float(low), float(high)
+
+
+def difference(study: str, job: str, base: str, label: str = "last", metric: str = "dice") -> str:
+    """Mean difference between two jobs over the cases and the seeds that both have, with its interval over cases.
+
+    Empty if they share no seed.
+    """
+    mine, theirs = (case_values(study, name, label, metric) for name in (job, base))
+    both = {s: {key: mine[s][key] - theirs[s][key] for key in mine[s]} for s in mine.keys() & theirs.keys()}
+    if not both:
+        return ""
+    mean, _, low, high = interval(both)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

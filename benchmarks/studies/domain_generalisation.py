@@ -9,7 +9,7 @@ weights that never saw it; "domains" has them one by one.
 
 import numpy as np
 
-from studies import Job, Records, case_values, interval
+from studies import Job, Records, difference
 
 PAGE = "docs/benchmarks/domain-generalisation.md"
 SCORES = (("last", "unseen/last"), ("best", "unseen/best"))
@@ -86,13 +86,9 @@ def _spread(values: np.ndarray) -> str:
 
 
 def _gap(group: str, name: str) -> str:
-    """Mean difference to what it is compared with, over cases and the seeds that both have; its interval over cases."""
+    """The difference to what a method is compared with."""
     if name == "unet":
         return ""
     base = BASES.get(name, "unet")
-    mine, theirs = (case_values("domain_generalisation", f"{group}_{n}", "last", "dice") for n in (name, base))
-    both = {s: {key: mine[s][key] - theirs[s][key] for key in mine[s]} for s in mine.keys() & theirs.keys()}
-    if not both:
-        return ""
-    mean, _, low, high = interval(both)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}) to {METHODS[base]}"
+    found = difference("domain_generalisation", f"{group}_{name}", f"{group}_{base}")
+    return found and f"{found} to {METHODS[base]}"

@@ -9,7 +9,7 @@ the first stage: after 500 steps of it the teacher that is to label the other pa
 
 import numpy as np
 
-from studies import Job, Records, case_values, interval
+from studies import Job, Records, case_values, difference, interval
 
 PAGE = "docs/how-to/few-labels.md"
 
@@ -22,7 +22,7 @@ LONG = {
     "bcp": ("--stages.0.steps", "2000", "--stages.1.steps", "2000"),
     "wt_bcp": ("--stages.0.steps", "2000", "--stages.1.steps", "2000", "--stages.1.objective.ramp", "2000"),
 }
-"""Methods that are also run for 4,000 steps, with three patients."""
+"""Overrides of the configs that are also run for 4,000 steps, with three patients."""
 
 WIDE = {"supervised": "16", "bcp": "16", "wt_bcp": "8"}
 """Their widths with four times the parameters."""
@@ -61,20 +61,23 @@ def job(name: str, group: str) -> Job:
     if group == "7":
         overrides += SEVEN
     if group in ("3_long", "3_wide"):
-        overrides += LONG[name]
+        overrides += LONG[config]
     if group == "3_wide":
         for stage in range(1 if name == "supervised" else 2):
-            overrides += (f"--stages.{stage}.objective.net.width", WIDE[name])
+            overrides += (f"--stages.{stage}.objective.net.width", WIDE[config])
     source, options = "acdc/derived_128", ("--source", "acdc_ssl")
     return Job(f"{name}_{group}", f"few_labels/{config}", source, options=options, overrides=overrides)
 
 
-JOBS = tuple(job(name, group) for group in GROUPS for name in (WORDS if group in ("3", "7") else LONG))
+JOBS = tuple(
+    job(name, group) for group in GROUPS for name in {"3_long": LONG, "3_wide": (*LONG, *VARIANTS)}.get(group, WORDS)
+)
 
 
 def table(records: Records) -> str:
     """A row a method: mean over classes of Dice and HD95 of whole volumes, and Dice and HD95 of each class."""
-    head = ["labelled", "method", "seeds", "Dice (95 % interval)", "HD95", *(f"{c}: Dice, HD95" for c in CLASSES)]
+    head = ["labelled", "method", "seeds", "Dice (95 % interval)", "less the U-Net alone, by volume", "HD95"]
+    head += [f"{c}: Dice, HD95" for c in CLASSES]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for group, labelled in GROUPS.items():
         for name, words in WORDS.items():
@@ -90,5 +93,7 @@ def table(records: Records) -> str:
                 for c in CLASSES
             ]
             cells = [labelled, words, str(len(seeds)), f"{mean:.3f}{spread} ({low:.3f} – {high:.3f})"]
+            base = f"supervised_{group}"
+            cells.append(difference("few_labels", f"{name}_{group}", base) if name != "supervised" else "")
             rows.append(f"| {' | '.join([*cells, f'{distance:.1f}', *by_class])} |")
     return "\n".join(rows)
