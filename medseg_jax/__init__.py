@@ -56,7 +56,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "export": "inference.export",
     "make_phantoms": "data.synthetic",
-    "make_plan": "data.plan",
+    "make_plan": "data.planning",
     "open_run": "runtime.run",
     "predict": "inference.predict",
     "preflight": "training.preflight",
@@ -77,7 +77,8 @@ if TYPE_CHECKING:
     from medseg_jax.data.dataset import Dataset
     from medseg_jax.data.label_noise import LabelNoise, corrupt
     from medseg_jax.data.pipeline import Mix
-    from medseg_jax.data.plan import Plan, make_plan
+    from medseg_jax.data.plan import Plan
+    from medseg_jax.data.planning import make_plan
     from medseg_jax.data.synthetic import make_phantoms
     from medseg_jax.data.verify import check_dataset
     from medseg_jax.evaluation.audit import audit

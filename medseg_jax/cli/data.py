@@ -212,7 +212,7 @@ def plan(argv: list[str]) -> int:
     args = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], args=argv, prog="medseg data plan")
 
     from medseg_jax.data.dataset import Dataset
-    from medseg_jax.data.plan import make_plan
+    from medseg_jax.data.planning import make_plan
     from medseg_jax.types import UserError
 
     dataset = Dataset.open(args.dataset)

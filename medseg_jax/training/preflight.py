@@ -28,7 +28,8 @@ from medseg_jax.config import Config
 from medseg_jax.data.cache import target_grid
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.fingerprint import fingerprint
-from medseg_jax.data.plan import Plan, plan_for
+from medseg_jax.data.plan import Plan
+from medseg_jax.data.planning import plan_for
 from medseg_jax.runtime import chips
 from medseg_jax.runtime.chips import Topology
 from medseg_jax.types import Labels, UserError

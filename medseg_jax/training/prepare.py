@@ -21,7 +21,8 @@ from medseg_jax.config import Config, Stage
 from medseg_jax.data import pipeline, synthetic
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.dataset import Dataset
-from medseg_jax.data.plan import Plan, make_plan
+from medseg_jax.data.plan import Plan
+from medseg_jax.data.planning import make_plan
 from medseg_jax.data.verify import check_dataset
 from medseg_jax.data.views import class_view, fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, check_batch

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.fingerprint import Fingerprint, fingerprint, nonzero_box
 from medseg_jax.data.io import write_image, write_label
-from medseg_jax.data.plan import BUDGETS, Plan, make_plan, picture_resolution, plan_from, target_spacing, topology
+from medseg_jax.data.plan import Plan
+from medseg_jax.data.planning import BUDGETS, make_plan, picture_resolution, plan_from, target_spacing, topology
 from medseg_jax.types import Geometry, UserError
 
 

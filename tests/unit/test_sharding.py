@@ -104,7 +104,7 @@ def test_rules_on_four_devices():
 
 @pytest.mark.slow
 def test_devices_that_share_a_sample_share_the_work_and_find_the_same_losses(tmp_path):
-    from medseg_jax.data.plan import make_plan
+    from medseg_jax.data.planning import make_plan
     from medseg_jax.data.synthetic import make_phantoms
 
     plan = replace(make_plan(make_phantoms(tmp_path / "data", dim=3, cases=2, sites=1, size=16)), patch_size=(8, 16, 8))
