@@ -214,7 +214,7 @@ ON_TWO = """
 import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, sys.argv[1])
 import test_mamba_sea as t
-from medseg_jax.runtime import sharding
+from medseg_jax.runtime import hlo, sharding
 key = jax.random.key(3)
 sea, params, _ = t.started(t.MambaSea(t.U_NET))
 functions = {
@@ -237,6 +237,16 @@ for name, function in functions.items():
     assert not np.allclose(found[0], image), name
     for one, two in zip(found[:2], found[2:]):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def sent(times):
+    x = sharding.put_batch({"image": np.repeat(image, times, 0)}, sharding.make_mesh())["image"]
+    found = hlo.count(jax.jit(functions["lsa as_run"]).lower(x).compile().as_text(), 2).collectives
+    return {kind: one[1] for kind, one in found.items()}
+
+
+assert sent(1) == sent(4), (sent(1), sent(4))  # nothing that is sent grows with the batch
+assert set(sent(1)) == {"all-reduce"}
 print("equal")
 """
 
