@@ -22,6 +22,8 @@ METHODS = {
     "t_loss": "T-Loss",
 }
 ORGANS = ("lung", "heart", "clavicle")
+LEVELS = (("mild", "o", "#0072b2", -0.22), ("middle", "s", "#d55e00", 0.0), ("strong", "D", "#009e73", 0.22))
+"""Level, marker, colour, place."""
 RHOS = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -38,12 +40,14 @@ def by_organ(job: str) -> dict[str, list[float]]:
 
 def draw() -> Figure:
     """One panel an organ, and one for rho."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.7), layout="constrained")
     panels = figure.subplots(1, 4, width_ratios=(1, 1, 1, 0.9))
     clean = by_organ("clean_ce")
     for axes, organ in zip(panels, ORGANS, strict=False):
-        for level, marker, color, shift in (("mild", "o", "#0072b2", -0.15), ("middle", "s", "#d55e00", 0.15)):
+        for level, marker, color, shift in LEVELS:
             for place, name in enumerate(METHODS):
+                if not (RESULTS / f"{level}_{name}.csv").exists():
+                    continue
                 values = by_organ(f"{level}_{name}")[organ]
                 label = f"{level} level" if place == 0 else None
                 axes.plot(values, [place + shift] * len(values), marker, ms=4, mew=0, alpha=0.5, color=color)
@@ -53,7 +57,8 @@ def draw() -> Figure:
         axes.set_yticks(range(len(METHODS)), METHODS.values() if axes is panels[0] else [""] * len(METHODS))
         axes.set_ylim(len(METHODS) - 0.5, -0.5)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=7, loc="lower left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     jobs = ["middle_kms" if rho == 0.75 else f"middle_kms_rho{rho}" for rho in RHOS]
     dice = [json.loads((RESULTS / f"{job}.json").read_text())["seeds"]["0"]["last"]["mean"]["dice"] for job in jobs]
     panels[3].plot(RHOS, dice, "s-", color="#d55e00", ms=4)
