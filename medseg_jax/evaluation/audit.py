@@ -292,10 +292,10 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     if (clean := clean_label(dataset, case)) is not None:
         truth, _ = io.read_label(clean)
         row["truly_wrong"] = int(((labels.masks(truth) != masks) & counted).sum())
-        clean = preprocess(image, truth, geometry, plan)
-        assert clean.label is not None
+        right = preprocess(image, truth, geometry, plan).label
+        assert right is not None
         scores = {"error probability": doubt, "field": flip, "entropy": _entropy(p, labels), "loss": -np.log(p_label)}
-        mark = _marks(given, clean.label, scores, labels)
+        mark = _marks(given, right, scores, labels)
     picture = _picture(image, label, whole, geometry, labels)
     return Found(row, picture), mark
 

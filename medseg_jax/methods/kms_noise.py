@@ -289,6 +289,8 @@ def error_probability(flip: Array, p_label: Array, others: int = 1) -> Array:
 
         odds = r / (1 - r) * (1 - p_y) / ((C - 1) p_y)
 
+    r was inferred from the same network, this voxel included, so that its evidence counts twice here. [our choice]
+
     Args:
         flip: r, in (0, 1).
         p_label: p_y, the network's probability of the label, of the same shape.
