@@ -30,6 +30,9 @@ SPACING_TOLERANCE = 1e-3
 POSITION_TOLERANCE = 0.1
 """How far apart, in voxels (of the smallest spacing), corners of two grids may lie that still count as the same."""
 
+REACH = 64
+"""Voxels: from one input of a cubic spline to another that no value of float32 depends on both."""
+
 type Order = Literal[1, 3, "nearest"]
 
 
@@ -186,15 +189,19 @@ def _nearest(old: int, new: int) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _weights(old: int, new: int, order: int) -> sparse.csr_array:
     """[new, old] sparse: the linear map that scipy's spline zoom applies along an axis, prefilter included."""
-    dense = np.empty((new, old))
-    one = np.zeros(old)
-    for i in range(old):
-        one[i] = 1
-        dense[:, i] = ndimage.zoom(one, new / old, order=order, mode="nearest", grid_mode=True)
-        one[i] = 0
-    # A cubic spline's prefilter reaches everywhere but decays fourfold per voxel: below float32 it is dropped.
-    dense[np.abs(dense) < 1e-8] = 0
-    return sparse.csr_array(dense.astype(np.float32))
+    period = min(old, REACH)
+    place = (np.arange(new) + 0.5) * old / new - 0.5  # of each output among the inputs
+    found = []
+    for first in range(period):  # inputs so far apart that no output sees two of them are probed at once
+        comb = np.zeros(old)
+        comb[first::period] = 1
+        response = ndimage.zoom(comb, new / old, order=order, mode="nearest", grid_mode=True)
+        tooth = first + period * np.clip(np.rint((place - first) / period), 0, (old - 1 - first) // period).astype(int)
+        # A cubic spline's prefilter reaches everywhere but decays fourfold per voxel: below float32 it is dropped.
+        seen = np.flatnonzero(np.abs(response) >= 1e-8)
+        found.append((response[seen].astype(np.float32), seen, tooth[seen]))
+    values, rows, columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return sparse.csr_array((values, (rows, columns)), shape=(new, old))
 
 
 def _resize(volume: np.ndarray, new_shape: Sequence[int], order: int) -> np.ndarray:
