@@ -195,7 +195,7 @@ def _weights(old: int, new: int, order: int) -> sparse.csr_array:
     for first in range(period):  # inputs so far apart that no output sees two of them are probed at once
         comb = np.zeros(old)
         comb[first::period] = 1
-        response = ndimage.zoom(comb, new / old, order=order, mode="nearest", grid_mode=True)
+        response = np.asarray(ndimage.zoom(comb, new / old, order=order, mode="nearest", grid_mode=True))
         tooth = first + period * np.clip(np.rint((place - first) / period), 0, (old - 1 - first) // period).astype(int)
         # A cubic spline's prefilter reaches everywhere but decays fourfold per voxel: below float32 it is dropped.
         seen = np.flatnonzero(np.abs(response) >= 1e-8)

@@ -11,6 +11,9 @@ Kept from the published code: the skip of a stage is its input and is added befo
 skip is never used; no norm after the encoder, no positional embedding, no dropout besides DropPath. Departures: images
 of any size (edges repeated up to a multiple of the total stride, logits cropped back), logits also for one class.
 
+So all that the published network knows of a picture has gone through half the resolution of its patches: 64 pixels a
+position. From scratch it does not learn thin vessels in minutes; with `skips="unet"` (same parameters) it does.
+
 Parameters with 3 input channels (1 is repeated to 3) and 3 output channels (VM_UNET has 25 a class):
 
 | preset | mixer "scan" | mixer "conv" |
@@ -67,6 +70,8 @@ class VMUNet(Network):
             over the decoder.
         mixer: what a block mixes positions with: "scan" (SS2D) or "conv" (a 3 x 3 convolution and SiLU), the ablation
             of about as many parameters.
+        skips: "published": a stage's input, added before the decoder doubles the resolution, the first one never;
+            "unet": a stage's output, added at its own resolution, all of them.
         scan_backend: of `ops.scan.selective_scan`; "auto" goes by the platform.
         remat: compute the activations of a block again in the backward pass: less memory, about a third more time.
         dtype: compute dtype, "float32" or "bfloat16", also of what enters and leaves the scan. Inside it all is
@@ -81,6 +86,7 @@ class VMUNet(Network):
     expand: int = 2
     drop_path: float = 0.2
     mixer: Literal["scan", "conv"] = "scan"
+    skips: Literal["published", "unet"] = "published"
     scan_backend: Literal["auto", "reference", "associative", "chunked", "pallas_tpu", "mosaic_gpu"] = "auto"
     remat: bool = False
     dtype: str = "float32"
@@ -104,6 +110,8 @@ class VMUNet(Network):
             raise UserError("VMUNet.features has a wrong entry", found=self.features, expected="multiples of 4")
         if self.mixer not in ("scan", "conv"):
             raise UserError("Unknown VMUNet.mixer", found=self.mixer, expected='"scan" or "conv"')
+        if self.skips not in ("published", "unet"):
+            raise UserError("Unknown VMUNet.skips", found=self.skips, expected='"published" or "unet"')
         return VMUNetModule(self, in_channels, out_channels, rngs)
 
 
@@ -144,7 +152,7 @@ class VMUNetModule(nnx.Module):
         self.final_up = PatchExpand(features[0], features[0] // 4, stem, **options)
         self.head = _torch_init(Conv(features[0] // 4, out_channels, (1, 1), **options), rngs)
         self.total_stride = stem * 2 ** (len(features) - 1)
-        self.remat = config.remat
+        self.skips, self.remat = config.skips, config.remat
 
     def __call__(
         self,
@@ -166,34 +174,44 @@ class VMUNetModule(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, -h % multiple), (0, -w % multiple), (0, 0)), mode="edge")
 
         x = self.patch_embed(x)
-        skips = []
+        inputs, outputs = [], []
         for stage in self.encoder:
-            skips.append(x)
+            inputs.append(x)
             x = stage(x, train, rngs, perturb, self.remat)
+            outputs.append(x)
+            x = x if stage.down is None else stage.down(x)
         for j, stage in enumerate(self.decoder):
-            x = stage(x + skips[-j] if j else x, train, rngs, perturb, self.remat)
+            early, late = (inputs[-j], 0) if self.skips == "published" else (0, outputs[-j - 1])
+            x = stage(x + early if j else x, late, train, rngs, perturb, self.remat)
         return (self.final_up(x, self.head)[:, :h, :w].astype(jnp.float32),)
 
 
 class EncoderStage(nnx.Module):
-    """VSS blocks, then patch merging unless it is the last stage."""
+    """VSS blocks, and the patch merging that follows them unless it is the last stage."""
 
     def __init__(self, blocks: list["VSSBlock"], down: "PatchMerging | None"):
         self.blocks, self.down = nnx.List(blocks), down
 
     def __call__(self, x: Array, train: bool, rngs: nnx.Rngs | None, perturb: Perturb | None, remat: bool) -> Array:
-        x = _run(self.blocks, x, train, rngs, perturb, remat)
-        return x if self.down is None else self.down(x)
+        return _run(self.blocks, x, train, rngs, perturb, remat)
 
 
 class DecoderStage(nnx.Module):
-    """Patch expanding unless it is the first stage, then VSS blocks."""
+    """Patch expanding unless it is the first stage, a skip (or 0) added, then VSS blocks."""
 
     def __init__(self, up: "PatchExpand | None", blocks: list["VSSBlock"]):
         self.up, self.blocks = up, nnx.List(blocks)
 
-    def __call__(self, x: Array, train: bool, rngs: nnx.Rngs | None, perturb: Perturb | None, remat: bool) -> Array:
-        x = x if self.up is None else self.up(x)
+    def __call__(
+        self,
+        x: Array,
+        skip: Array | int,
+        train: bool,
+        rngs: nnx.Rngs | None,
+        perturb: Perturb | None,
+        remat: bool,
+    ) -> Array:
+        x = x if self.up is None else self.up(x) + skip
         return _run(self.blocks, x, train, rngs, perturb, remat)
 
 

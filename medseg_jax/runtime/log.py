@@ -39,7 +39,8 @@ class Log:
         self.main = jax.process_index() == 0
         self._bar: Progress | None = None
         self._board: Any = None
-        self._printed = 0.0
+        self._printed = self._since = 0.0
+        self._from: int | None = None
         if tensorboard and self.main:
             try:
                 from tensorboardX import SummaryWriter
@@ -65,7 +66,7 @@ class Log:
 
     def start(self, stage: str, step: int, steps: int) -> None:
         """Opens the progress display of a stage."""
-        self.stage, self.steps, self._since, self._from = stage, steps, time.perf_counter(), step
+        self.stage, self.steps, self._from = stage, steps, None
         if self.main and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
@@ -105,10 +106,14 @@ class Log:
                 self._bar.update(self._task, completed=step, note=note)
             return
         now = time.perf_counter()
+        if self._from is None:  # what came before was compiled, too: it says nothing of the steps to come
+            self._since, self._from = now, step
         if kind == "val" or step >= self.steps or now - self._printed > 10:
             self._printed = now
-            left = (now - self._since) / max(step - self._from, 1) * (self.steps - step)
-            say(f"{self.stage} {step}/{self.steps}  {kind}  {note}  ({left / 60:.1f} min left)")
+            if step > self._from:
+                left = (now - self._since) / (step - self._from) * (self.steps - step)
+                note += f"  ({left / 60:.1f} min left)"
+            say(f"{self.stage} {step}/{self.steps}  {kind}  {note}")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

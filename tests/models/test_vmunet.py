@@ -161,6 +161,21 @@ def test_a_unet_is_perturbed_after_each_encoder_stage():
     np.testing.assert_allclose(logits, fn.apply(params, {}, 0 * x, perturb=perturb)[0][0])
 
 
+def test_skips_of_the_two_kinds():
+    """Nothing gets past the merging of patches but through the skips that a U-Net has and the published one has not."""
+    x = image(1, 16, 16, 3)
+    published, params = function(MINI)
+    own, same = function(replace(MINI, skips="unet"))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, same)
+    params["encoder"]["0"]["down"] = jax.tree.map(jnp.zeros_like, params["encoder"]["0"]["down"])
+
+    def detail(fn, x):
+        (logits,), _ = fn.apply(params, {}, x)
+        return float(jnp.abs(logits - logits.mean((1, 2), keepdims=True)).max())
+
+    assert detail(published, x) < 1e-5 < 1e-2 < detail(own, x)
+
+
 def test_bfloat16_computes_roughly_the_same():
     x = image(1, 16, 16, 3)
     fn, params = function(MINI)
@@ -270,6 +285,7 @@ def test_a_plan_must_be_two_dimensional():
         (VMUNet((8,), (1,), (1,)), "two stages"),
         (replace(MINI, features=(6, 12)), "multiples of 4"),
         (replace(MINI, mixer="attention"), "attention"),
+        (replace(MINI, skips="none"), "none"),
     ],
 )
 def test_contradictions_are_user_errors(config, words):

@@ -17,7 +17,8 @@ from medseg_jax.data import pipeline
 from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import chips
 from medseg_jax.training import preflight as pf
-from medseg_jax.training.preflight_worker import changed, needed_bytes
+from medseg_jax.training.preflight import search
+from medseg_jax.training.preflight.worker import changed, needed_bytes
 from medseg_jax.training.prepare import sample_size
 
 NET = ms.UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
@@ -98,22 +99,22 @@ def test_shapes_are_those_of_real_batches(phantoms, tmp_path):
 def test_rows_that_do_not_divide_are_noted():
     plan = pf.know_data(TINY, chips.parse_topology("cpu"), **KNOWN).plan
     four, sixteen = chips.parse_topology("v5e-4"), chips.parse_topology("v5e-16")
-    assert pf.step_rows(TINY, 0, plan, four, None) == ((8, 0), None)
-    rows, note = pf.step_rows(TINY, 0, plan, sixteen, None)
+    assert search.step_rows(TINY, 0, plan, four, None) == ((8, 0), None)
+    rows, note = search.step_rows(TINY, 0, plan, sixteen, None)
     assert rows == (128, 0)
     assert "batch_size in plan.json" in note
-    assert pf.step_rows(TINY, 0, plan, sixteen, 32) == ((32, 0), None)
+    assert search.step_rows(TINY, 0, plan, sixteen, 32) == ((32, 0), None)
     with pytest.raises(ms.UserError, match="cannot be shared"):
-        pf.step_rows(TINY, 0, plan, sixteen, 24)
+        search.step_rows(TINY, 0, plan, sixteen, 24)
 
 
 def test_chips_that_share_samples_take_rows_together():
     shared = replace(TINY, spatial=2)
     plan = pf.know_data(shared, chips.parse_topology("cpu"), **KNOWN).plan
-    assert pf.step_rows(shared, 0, plan, chips.parse_topology("v5e-16"), None) == ((8, 0), None)  # 8 groups
-    assert pf.step_rows(shared, 0, plan, chips.parse_topology("v5e-4"), 6) == ((6, 0), None)
+    assert search.step_rows(shared, 0, plan, chips.parse_topology("v5e-16"), None) == ((8, 0), None)  # 8 groups
+    assert search.step_rows(shared, 0, plan, chips.parse_topology("v5e-4"), 6) == ((6, 0), None)
     with pytest.raises(ms.UserError, match="spatial does not divide"):
-        pf.step_rows(shared, 0, plan, chips.parse_topology("cpu"), None)
+        search.step_rows(shared, 0, plan, chips.parse_topology("cpu"), None)
 
 
 # --------------------------------------------------------------------------------------------------------------- search
@@ -139,12 +140,12 @@ def test_the_search_brackets_the_largest_batch(state, each, room, first, power):
     machine = Machine(state, each, state + room, power)
     target = SimpleNamespace(chips=1, memory=machine.capacity)
     start = {"rows": [first, 0], **machine("train", 0, (first, 0), "")}
-    found = pf.largest_batch(TINY, 0, start, target, machine, 60)
+    found = search.largest_batch(TINY, 0, start, target, machine, 60)
     step = 2 if first % 2 == 0 else 1
     if found is None:
         assert state + each * step**power > machine.capacity
         return
-    rows, gap = found["rows_per_chip"], max(step, pf.CLOSE * found["rows_per_chip"])
+    rows, gap = found["rows_per_chip"], max(step, search.CLOSE * found["rows_per_chip"])
     assert rows % step == 0
     assert int(state + each * rows**power) <= machine.capacity
     assert int(state + each * (rows + gap + step) ** power) > machine.capacity
@@ -154,7 +155,7 @@ def test_the_search_needs_few_programs():
     machine = Machine(10**9, 10**7, 16 * 2**30)
     target = SimpleNamespace(chips=1, memory=machine.capacity)
     start = {"rows": [8, 0], **machine("train", 0, (8, 0), "")}
-    found = pf.largest_batch(TINY, 0, start, target, machine, 9)
+    found = search.largest_batch(TINY, 0, start, target, machine, 9)
     assert found["compiles"] <= 6
     assert found["rows_per_chip"] > 0.9 * (16 * 2**30 - 10**9) / 10**7
 
@@ -170,7 +171,7 @@ def test_a_search_that_is_stopped_leaves_what_is_known():
         return machine(what, stage, rows, title)
 
     ask.asked = 0
-    found = pf._examine(TINY, target, pf.know_data(TINY, target, **KNOWN), ask, None, 8, print)
+    found = pf.examine(TINY, target, pf.know_data(TINY, target, **KNOWN), ask, None, 8, print)
     assert found["fits"]
     assert found["largest"] is None
     assert "search was stopped" in found["notes"][-1]
@@ -180,7 +181,7 @@ def test_what_to_change():
     machine = Machine(0, 10, 100)
     first = {"rows": [16, 0], **machine("train", 0, (16, 0), "")}
     target = chips.parse_topology("v5e-4")
-    offers = pf.suggestions(TINY, 0, first, target, machine, 3)
+    offers = search.suggestions(TINY, 0, first, target, machine, 3)
     assert [next(iter(o["change"])) for o in offers] == [
         *("remat", "dtype", "accumulate", "accumulate"),
         "fsdp",
@@ -193,7 +194,7 @@ def test_what_to_change():
 @pytest.mark.parametrize("change", [{"remat": True}, {"dtype": "bfloat16"}, {"accumulate": 2}, {"spatial": 2}])
 def test_the_words_of_a_change_do_it(change):
     """What is suggested is what was compiled."""
-    by_hand = ms_override(TINY, pf.how_to(change, 0, TINY).split())
+    by_hand = ms_override(TINY, search.how_to(change, 0, TINY).split())
     assert by_hand == changed(TINY, 0, change)
 
 

@@ -4,7 +4,7 @@ It is a process of its own because a platform is chosen before JAX is imported, 
 long or crashes must not take the user's session with it. What it compiles are the functions that train and predict
 (`train.compile_step`, `Objective.predict`), with shapes in place of arrays.
 
-    python -m medseg_jax.training.preflight_worker TOPOLOGY
+    python -m medseg_jax.training.preflight.worker TOPOLOGY
 """
 
 import dataclasses

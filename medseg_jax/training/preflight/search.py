@@ -1,0 +1,175 @@
+"""Rows of a batch, the most that fit on the chips, and what to change where none do."""
+
+import dataclasses
+import math
+from typing import Any
+
+from medseg_jax.config import Config
+from medseg_jax.data.plan import Plan
+from medseg_jax.runtime.chips import Topology
+from medseg_jax.training.preflight.compiler import Asker
+from medseg_jax.types import UserError
+
+CLOSE = 1 / 16
+"""The search for the largest batch ends when it is known to so much of itself."""
+
+
+def step_rows(
+    config: Config, index: int, plan: Plan, target: Topology, batch: int | None
+) -> tuple[tuple[int, int], str | None]:
+    """(labelled, unlabelled) rows of all chips together, and a note where they are not the config's own.
+
+    Raises:
+        UserError: `batch` cannot be shared among the parts of the batch and the chips.
+    """
+    mix, parts = config.stages[index].mix, parts_of_a_batch(config, target)
+    own = (mix.labelled or plan.batch_size, mix.unlabelled)
+    if batch is not None:
+        rows = tuple(batch * n // sum(own) for n in own)
+        if sum(rows) != batch or any(n % parts for n in rows):
+            shares = "labelled and unlabelled rows " + " : ".join(map(str, own)) if own[1] else "rows"
+            expected = f"{shares}, each a multiple of {parts}"
+            raise UserError("The batch cannot be shared", found=f"{batch} rows", expected=expected)
+        return (rows[0], rows[1]), None
+    if any(n % parts for n in own):
+        sharing = "chips" if config.spatial == 1 else f"groups of {config.spatial} chips"
+        note = (
+            f"The config's {sum(own)} rows do not divide over {parts} {sharing} and medseg train would refuse them; "
+            f"these figures are of {sum(own) * parts} rows together: set "
+            + (f"stages.{index}.mix" if mix.labelled else "batch_size in plan.json")
+        )
+        return (own[0] * parts, own[1] * parts), note
+    return own, None
+
+
+def parts_of_a_batch(config: Config, target: Topology) -> int:
+    """Chips, or groups of chips that share their samples (`spatial`), among which the rows of a batch are divided.
+
+    Raises:
+        UserError: the chips cannot form such groups.
+    """
+    if target.chips % config.spatial:
+        raise UserError(
+            "spatial does not divide the chips",
+            found=f"spatial={config.spatial}, {target.chips} chip(s)",
+            remedy=f"choose a topology of a multiple of {config.spatial} chips, or override it: --spatial 1",
+        )
+    return target.chips // config.spatial
+
+
+def largest_batch(
+    config: Config, index: int, first: dict[str, Any], target: Topology, ask: Asker, limit: int
+) -> dict[str, Any] | None:
+    """The most rows a chip that fit. Memory grows nearly linearly with them, so that a line through what has been
+    compiled says where to look next; between what fits and what does not it bisects when the line is of no use.
+
+    Returns:
+        rows, rows_per_chip, memory of the largest batch that was compiled and fits; known_to (a share), and `compiles`.
+        None if none fits.
+    """
+    parts = parts_of_a_batch(config, target)
+    labelled, unlabelled = (n // parts for n in first["rows"])
+    unit = math.gcd(labelled, unlabelled)
+    # Methods that mix pairs of rows want even numbers, and accumulation wants equal parts.
+    step = math.lcm(2 if unit % 2 == 0 else 1, config.stages[index].optim.accumulate)
+    seen = {unit: first}
+    start = ask.asked
+
+    def fitting() -> list[int]:
+        return [k for k, reply in seen.items() if reply["fits"]]
+
+    def too_large() -> list[int]:
+        return [k for k, reply in seen.items() if not reply["fits"]]
+
+    while ask.asked < limit:
+        low, high = max(fitting(), default=0), min(too_large(), default=None)
+        if high is not None and high - low <= max(step, CLOSE * low):
+            break
+        guess = _next_guess(seen, low, high, step, target.memory)
+        rows = [n // unit * guess * parts for n in (labelled, unlabelled)]
+        title = f"training step of {config.stages[index].name}, {sum(rows) / target.chips:g} rows a chip"
+        seen[guess] = ask("train", index, rows, title)
+    low, high = max(fitting(), default=0), min(too_large(), default=None)
+    if not low:
+        return None
+    rows = [n // unit * low * parts for n in (labelled, unlabelled)]
+    return {
+        "stage": config.stages[index].name,
+        "rows": rows,
+        "rows_per_chip": sum(rows) / target.chips,
+        "memory": seen[low]["memory"]["total"],
+        "known_to": None if high is None else (high - step) / low - 1,
+        "compiles": ask.asked - start,
+    }
+
+
+def _next_guess(seen: dict[int, dict[str, Any]], low: int, high: int | None, step: int, capacity: int) -> int:
+    """A multiple of `step` above `low` and below `high`."""
+    points = sorted((k, size) for k, reply in seen.items() if (size := needed(reply)))
+    reply = seen[low] if low else None
+    if len(points) == 1 and reply is not None:  # what does not depend on the batch is the state
+        held = reply["memory"]["held"]
+        points.insert(0, (0, reply["memory"]["arguments"] - held.get("batch", 0)))
+    guess = 0
+    if len(points) > 1:
+        (k0, m0), (k1, m1) = points[-2:]
+        guess = int(0.99 * (k0 + (capacity - m0) * (k1 - k0) / (m1 - m0))) if m1 > m0 else 0
+    guess = guess // step * step
+    if high is None:
+        beyond = low + max(step, int(CLOSE * low) // step * step)  # if this does not fit, the search is over
+        return min(guess if guess > low else beyond, 8 * max(low, step))
+    if low < guess < high:
+        return guess
+    return max((low + high) // 2 // step * step, low + step) if low else max(high // 2 // step * step, step)
+
+
+CHANGES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"remat": True}, "remat: activations are computed again in the backward pass, about a third more time"),
+    ({"dtype": "bfloat16"}, "bfloat16: half the activations, faster on most chips"),
+    ({"accumulate": 2}, "accumulation: the batch in 2 parts, one after the other"),
+    ({"accumulate": 4}, "accumulation: the batch in 4 parts, one after the other"),
+)
+
+
+def suggestions(
+    config: Config, index: int, first: dict[str, Any], target: Topology, ask: Asker, limit: int
+) -> list[dict[str, Any]]:
+    """What could be changed, with the memory that it gives; tested as far as `limit` allows, cheapest first."""
+    offers = list(CHANGES)
+    if target.chips > 1:
+        offers.append(({"fsdp": target.chips}, f"fsdp: parameters and optimiser split over {target.chips} chips"))
+    if target.chips % 2 == 0 and config.spatial == 1:
+        offers.append(({"spatial": 2}, "spatial: each sample cut along its longest side, shared by 2 chips"))
+    rows, out = first["rows"], []
+    for change, words in offers:
+        if any(n % (change.get("accumulate", 1) * parts_of_a_batch(config, target)) for n in rows):
+            continue
+        offer = {"change": change, "words": words, "how": how_to(change, index, config)}
+        if ask.asked >= limit:
+            out.append({**offer, "status": "not tested", "fits": None, "memory": None})
+            continue
+        reply = ask("train", index, rows, f"it with {words.partition(':')[0]}", change)
+        if reply["status"] == "refused" and "has no option" in reply["error"]:
+            continue
+        out.append({**offer, "status": reply["status"], "fits": reply["fits"], "memory": needed(reply)})
+    return out
+
+
+def how_to(change: dict[str, Any], index: int, config: Config) -> str:
+    """What to write for a change."""
+    stage, objective = f"--stages.{index}", config.stages[index].objective
+    nets = [f.name for f in dataclasses.fields(objective) if hasattr(getattr(objective, f.name), "remat")]
+    net = f"{stage}.objective.{nets[0] if nets else 'net'}"
+    key, value = next(iter(change.items()))
+    return {
+        "remat": f"{net}.remat",
+        "dtype": f"{net}.dtype {value}",
+        "accumulate": f"{stage}.optim.accumulate {value}",
+        "spatial": f"--spatial {value}",
+        "fsdp": f'Config(fsdp={value}, rules=(Rule("^(params|opt|ema)/", "fsdp"),))',
+    }[key]
+
+
+def needed(reply: dict[str, Any]) -> int | None:
+    """Bytes a chip, also of a program that does not fit, if the compiler says."""
+    return reply["memory"]["total"] if reply["status"] == "compiled" else reply.get("needed")
