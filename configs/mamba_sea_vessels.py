@@ -3,8 +3,9 @@
     medseg data convert --source retinal_vessels vessels data/vessels
     medseg train configs/mamba_sea_vessels.py --hold-out all --out runs/mamba_sea_vessels
 
-The skips are those of a U-Net: with the published ones, thin vessels are not learned in minutes. Images are brought to 256 x 256, patches are 96 x 96, so that two CPU cores train a site in minutes; the plan is fixed,
-and no image of any site had a part in it. Scores, once measured, stand in docs/benchmarks/domain-generalisation.md.
+Images are brought to 256 x 256, patches are 96 x 96, so that two CPU cores train a site in minutes; the plan is fixed,
+and no image of any site had a part in it. The skips are those of a U-Net: with the published ones, thin vessels are not
+learned in minutes. Scores stand in docs/benchmarks/domain-generalisation.md.
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet
