@@ -2,8 +2,9 @@
 
 19 images train, 5 validate (the last of the official training images; the 27 test images have no part in anything).
 Haemorrhages and hard exudates, the two that two CPU cores can learn in minutes: 150 steps a lesion or 300 for both
-together; then all four lesions (`_all`), 600 steps for one network. On patches of 192 x 192 from images of 1429 x 949. Everything but network and sharing is the same. Areas are
-over all pixels of the validation images in the files' resolution, with the last weights; they need no threshold.
+together; then all four lesions (`_all`), 600 steps for one network. Patches of 192 x 192 from images of 1429 x 949.
+Everything but network and sharing is the same. Areas are over all pixels of the validation images in the files'
+resolution, with the last weights; they need no threshold.
 """
 
 import numpy as np
