@@ -9,14 +9,13 @@ norm takes away; they stay for the count to be the publication's).
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, ConvBlock, default_init, dropout, max_pool
 from medseg_jax.models.network import Network
 from medseg_jax.types import UserError
@@ -34,14 +33,10 @@ class BCPUNet(Network):
         dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits are float32.
     """
 
+    plan_dim = 2
+
     width: int = 16
     dtype: str = "float32"
-
-    def from_plan(self, plan: Plan) -> Self:
-        """Unchanged: nothing here depends on the plan. UserError if its network is not 2-D."""
-        if plan.dim != 2:
-            raise UserError("BCPUNet is 2-D", found=f"a plan with dim={plan.dim}", remedy="VNet, or a 2-D plan")
-        return self
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "BCPUNetModule":
         """The network with fresh parameters (PyTorch's default, as released) from the stream "params" of `rngs`."""

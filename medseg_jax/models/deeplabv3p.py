@@ -21,7 +21,7 @@ Spec: bayes_spe_med2d_dr D5.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,6 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, Norm, default_init, dropout
 from medseg_jax.models.efficientnet import EfficientNetEncoder
 from medseg_jax.models.network import Network
@@ -61,6 +60,8 @@ class DeepLabV3Plus(Network):
         dtype: compute dtype, "float32" or "bfloat16".
     """
 
+    plan_dim = 2
+
     encoder: Encoder = "efficientnet-b0"
     output_stride: Literal[8, 16] = 16
     rates: tuple[int, int, int] = (12, 24, 36)
@@ -68,12 +69,6 @@ class DeepLabV3Plus(Network):
     dropout: float = 0.5
     drop_connect: float = 0.2
     dtype: str = "float32"
-
-    def from_plan(self, plan: Plan) -> Self:
-        """Itself: the network takes any picture. UserError for a 3-D plan."""
-        if plan.dim != 2:
-            raise UserError("DeepLabV3Plus is for pictures", found=f"a plan for {plan.dim} dimensions", expected="2")
-        return self
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "DeepLabV3PlusModule":
         """The network with fresh parameters drawn from the stream "params" of `rngs`."""

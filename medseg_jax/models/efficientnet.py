@@ -21,14 +21,13 @@ and norm of the encoder too, 412,160 for b0):
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, Norm
 from medseg_jax.models.network import Network
 from medseg_jax.types import UserError
@@ -211,15 +210,12 @@ class EfficientUNet(Network):
         dtype: compute dtype, "float32" or "bfloat16".
     """
 
+    plan_dim = 2
+
     variant: Variant = "b0"
     decoder: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
     drop_connect: float = 0.2
     dtype: str = "float32"
-
-    def from_plan(self, plan: Plan) -> Self:
-        if plan.dim != 2:
-            raise UserError("EfficientUNet is for pictures", found=f"a plan for {plan.dim} dimensions", expected="2")
-        return self
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "EfficientUNetModule":
         """The network with fresh parameters drawn from the stream "params" of `rngs`."""

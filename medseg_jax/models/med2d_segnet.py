@@ -18,14 +18,13 @@ Spec: bayes_spe_med2d_dr C3.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, Norm
 from medseg_jax.models.network import Network, Perturb
 from medseg_jax.types import UserError
@@ -43,21 +42,13 @@ class Med2DSegNet(Network):
         dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits are float32.
     """
 
+    plan_dim = 2
+
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     expand: int = 6
     kernel_size: int = 7
     gate: Literal["gap", "none"] = "gap"
     dtype: str = "float32"
-
-    def from_plan(self, plan: Plan) -> Self:
-        """Itself: the network takes any 2-D image. UserError for a 3-D plan."""
-        if plan.dim != 2:
-            raise UserError(
-                "Med2DSegNet is a 2-D network",
-                found=f"a {plan.dim}-D plan",
-                remedy="plan with --dim 2, or choose another network",
-            )
-        return self
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "Med2DSegNetModule":
         """The network with fresh parameters drawn from the stream "params" of `rngs`."""

@@ -28,7 +28,7 @@ Spec: mamba_sea section 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, LayerNorm, Linear, drop_path, rematerialised
 from medseg_jax.models.network import Network, Perturb
 from medseg_jax.ops.conv import conv
@@ -77,6 +76,8 @@ class VMUNet(Network):
             float32, as are parameters, norm statistics, the sum over the directions and the logits.
     """
 
+    plan_dim = 2
+
     features: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (2, 2, 2, 2)
     decoder_depths: tuple[int, ...] = (2, 2, 2, 1)
@@ -89,16 +90,6 @@ class VMUNet(Network):
     scan_backend: Literal["auto", "reference", "associative", "chunked", "pallas_tpu", "mosaic_gpu"] = "auto"
     remat: bool = False
     dtype: str = "float32"
-
-    def from_plan(self, plan: Plan) -> Self:
-        """Itself: the network takes any 2-D image. UserError for a 3-D plan."""
-        if plan.dim != 2:
-            raise UserError(
-                "VMUNet is a 2-D network",
-                found=f"a {plan.dim}-D plan",
-                remedy="plan with --dim 2, or choose another network",
-            )
-        return self
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "VMUNetModule":
         """The network with fresh parameters drawn from the stream "params" of `rngs`."""

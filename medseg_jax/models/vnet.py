@@ -9,13 +9,12 @@ effect (biases that batch norm takes away; they stay for the count to be the pub
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, ConvBlock, ConvTranspose, Norm, default_init, dropout
 from medseg_jax.models.network import Network
 from medseg_jax.types import UserError
@@ -34,15 +33,11 @@ class VNet(Network):
         dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits are float32.
     """
 
+    plan_dim = 3
+
     width: int = 16
     dropout: float = 0.5
     dtype: str = "float32"
-
-    def from_plan(self, plan: Plan) -> Self:
-        """Unchanged: nothing here depends on the plan. UserError if its network is not 3-D."""
-        if plan.dim != 3:
-            raise UserError("VNet is 3-D", found=f"a plan with dim={plan.dim}", remedy="BCPUNet, or a 3-D plan")
-        return self
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "VNetModule":
         """The network with fresh parameters (PyTorch's default, as released) from the stream "params" of `rngs`."""

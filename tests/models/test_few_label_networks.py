@@ -191,9 +191,9 @@ def test_the_plan_says_2d_or_3d():
     assert XNet(2).from_plan(deep).dim == 2
     assert BCPUNet().from_plan(flat) == BCPUNet()
     assert VNet().from_plan(deep) == VNet()
-    with pytest.raises(UserError, match="BCPUNet is 2-D"):
+    with pytest.raises(UserError, match="BCPUNet is a 2-D"):
         BCPUNet().from_plan(deep)
-    with pytest.raises(UserError, match="VNet is 3-D"):
+    with pytest.raises(UserError, match="VNet is a 3-D"):
         VNet().from_plan(flat)
     with pytest.raises(UserError, match="XNet is 2-D or 3-D"):
         XNet().build(1, 2, nnx.Rngs(0))
