@@ -5,6 +5,7 @@ all of them again; 130 and 143 stopped by Ctrl-C and SIGTERM, with everything sa
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib
 import os
@@ -100,7 +101,13 @@ class Parser(argparse.ArgumentParser):
 
     def mind(self, rest: list[str]) -> None:
         """Ends with code 2 if an argument left over for others (fields of a config) is one of ours, misspelt."""
+        from medseg_jax.config import Config
+
         known = [flag for action in self._actions for flag in action.option_strings]
+        fields = {f.name for f in dataclasses.fields(Config)}
         for word in rest:
-            if word.startswith("--") and (near := difflib.get_close_matches(word.split("=")[0], known, 1, 0.85)):
+            flag = word.split("=")[0]
+            if not word.startswith("--") or flag[2:] in fields:
+                continue
+            if near := difflib.get_close_matches(flag, known, 1, 0.85):
                 super().error(f"unrecognized argument {word} (did you mean {near[0]}?)")

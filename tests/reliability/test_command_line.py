@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from runs import write_config
 
 from medseg_jax.cli import VERBS, main
+from runs import write_config
 
 ESCAPE = "\x1b"
 
@@ -125,3 +125,12 @@ def test_help_is_piped_without_escape_codes(verb):
     assert done.returncode == 0
     assert ESCAPE not in done.stdout
     assert "usage" in done.stdout.lower()
+
+
+def test_a_field_of_a_config_is_no_misspelt_flag(capsys):
+    parser = Parser("medseg train")
+    parser.add_argument("--class")
+    parser.mind(["--classes", "organ", "--classes=organ"])
+    with pytest.raises(SystemExit):
+        parser.mind(["--clas", "organ"])
+    assert "did you mean --class?" in capsys.readouterr().err
