@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from medseg_jax.cli import VERBS, main
+from medseg_jax.cli import VERBS, Parser, main
 from runs import write_config
 
 ESCAPE = "\x1b"
