@@ -12,7 +12,7 @@ skip is never used; no norm after the encoder, no positional embedding, no dropo
 of any size (edges repeated up to a multiple of the total stride, logits cropped back), logits also for one class.
 
 So all that the published network knows of a picture has gone through half the resolution of its patches: 64 pixels a
-position. From scratch it does not learn thin vessels in minutes; with `skips="unet"` (same parameters) it does.
+position. From scratch it finds no thin vessel within minutes; with `skips="unet"` (same parameters) it begins to.
 
 Parameters with 3 input channels (1 is repeated to 3) and 3 output channels (VM_UNET has 25 a class):
 
