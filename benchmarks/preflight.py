@@ -33,6 +33,8 @@ DATA: dict[str, dict[str, Any]] = {
     "wt_bcp_acdc": {"patch_size": (256, 256), "channels": 1, "classes": 3, "cases": 1312},
     "wt_bcp_la": {"patch_size": (80, 112, 112), "channels": 1, "classes": 1, "cases": 80},
     "mamba_sea_fundus": {"cases": 789},
+    "dr_lesions_idrid": {"overlapping": True, "cases": 54},
+    "dr_lesions_multilabel_idrid": {"overlapping": True, "cases": 54},
 }
 """What configs need to know of data that are elsewhere; the others have a plan or synthetic data."""
 

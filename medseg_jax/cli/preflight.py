@@ -112,7 +112,9 @@ def _part(head: str, part: dict[str, Any], capacity: int) -> list[str]:
     lines = [head]
     if part["status"] != "compiled":
         needed = f", it needs {size(part['needed'])}" if part.get("needed") else ""
-        return [*lines, f"  {part['status']}{needed}: {part['error'].strip().splitlines()[0][:300]}"]
+        first, *rest = part["error"].strip().splitlines()
+        said = rest[:4] if part["status"] == "refused" else []  # what was found, and what to try
+        return [*lines, f"  {part['status']}{needed}: {first[:300]}", *(f"    {line[:300]}" for line in said)]
     memory, counts = part["memory"], part["counts"]
     if "parameters" in part:
         lines[0] += f"; {part['objective']}, {part['parameters']:,} parameters, {part['steps']:,} steps"

@@ -289,12 +289,20 @@ def test_the_command_line(capsys, tmp_path):
     assert "no such topology" in capsys.readouterr().err
 
 
-def test_a_refusal_is_an_answer(tmp_path):
-    """A config that training would refuse: a rule that matches nothing."""
+def test_a_refusal_is_an_answer(capsys, tmp_path):
+    """A config that training would refuse: a rule that matches nothing. Its prediction is not worth minutes."""
     config = ms.Config(data="nowhere", stages=TINY.stages, rules=(ms.Rule("nothing", "fsdp"),))
     found = ms.preflight(config, "cpu", **KNOWN, search=False, say=lambda text: None)
     assert found["fits"] is None
     assert "matches nothing" in found["stages"][0]["error"]
+    assert found["prediction"]["status"] == "not compiled"
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"config": ms.config.to_json(config)}))
+    words = ["preflight", str(file), "--topology", "cpu", "--patch-size", "16", "16", "--no-search"]
+    assert cli.main(words) == 1
+    said = capsys.readouterr().out
+    assert "refused: " in said
+    assert found["stages"][0]["error"].splitlines()[-1].strip() in said
 
 
 @pytest.mark.slow

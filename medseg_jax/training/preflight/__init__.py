@@ -139,7 +139,10 @@ def examine(
         reply = ask("train", index, rows, title)
         stages.append({"stage": stage.name, "rows": list(rows), "rows_per_chip": sum(rows) / target.chips, **reply})
     windows = facts.plan.batch_size
-    prediction = ask("predict", len(stages) - 1, (windows, 0), f"prediction of {windows} windows on one chip")
+    if any(stage["status"] == "refused" for stage in stages):
+        prediction = {"status": "not compiled", "error": "since training is refused", "fits": None}
+    else:
+        prediction = ask("predict", len(stages) - 1, (windows, 0), f"prediction of {windows} windows on one chip")
     fits = [part["fits"] for part in (*stages, prediction)]
     found: dict[str, Any] = {
         "stages": stages,
