@@ -32,6 +32,7 @@ Where this departs from the released code:
 * One AdamW trains all: the two of the released code have equal settings and no parameter in common.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,20 +187,15 @@ def logit_distance(
 
 
 def at_each_call(function: Callable[[Array, Array], Array], key: Array, calls: int | None = None) -> Perturb:
-    """A hook that changes each x by function(key, x) with another key; after the first `calls` ones it does nothing.
+    """A hook that calls function(key, x) with another key at each call; after the first `calls` ones it does nothing.
 
-    They are counted while the network is traced, which happens once, so that the program stays a pure function. Those
-    that come at once are changed at once: a network has up to a hundred, and each costs time to compile.
+    Calls are counted while the network is traced, which happens once, so that the program stays a pure function.
     """
-    count = 0
+    counter = itertools.count()
 
     def perturb(x: Array) -> Array:
-        nonlocal count
-        first, count = count, count + len(x)
-        if calls is not None and first >= calls:
-            return x
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(x)))
-        return jax.vmap(function)(keys, x)
+        number = next(counter)
+        return x if calls is not None and number >= calls else function(jax.random.fold_in(key, number), x)
 
     return perturb
 
@@ -211,8 +207,8 @@ def lsa(
     if mode == "off" or len(x) == 1:
         return x
     tokens = math.prod(x.shape[1:-1])
-    # One draw for all samples, since each costs time to compile. Samples come first, so that each device draws for its
-    # own: [2 b, d] would be sent to all of them, at every call.
+    # One draw for all samples: a network calls this up to a hundred times, and each draw costs time to compile. Samples
+    # come first, so that each device draws for its own: [2 b, d] would be sent to all of them, at every call.
     noise = jax.random.normal(key, (len(x), 2, x.shape[-1]))
     n1, n2 = noise[:, 0], noise[:, 1]
     taken = jax.random.uniform(jax.random.fold_in(key, 2)) < probability

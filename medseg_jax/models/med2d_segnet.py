@@ -100,7 +100,7 @@ class Med2DSegNetModule(nnx.Module):
         for enter, block in zip(self.enter, self.blocks, strict=True):
             x = halve(skips[-1]) if skips else x
             x = block(enter(x, train), train)
-            skips.append(x if perturb is None else perturb(x[None])[0])
+            skips.append(x if perturb is None else perturb(x))
         x = skips.pop()
         for first, second in self.decoder:
             skip = skips.pop()

@@ -12,9 +12,8 @@ from medseg_jax.data.plan import Plan
 from medseg_jax.types import UserError
 
 type Perturb = Callable[[Array], Array]
-"""Changes features on their way through a network (LSA, MixStyle, DSU): n features of one kind at once, [n, b, *s, c],
-each with draws of its own. A network calls it at several places, always in the same order, so that it can count them
-and draw each time from another key."""
+"""Changes features [b, *s, c] on their way through a network (LSA, MixStyle, DSU). A network calls it at several
+places, always in the same order, so that it can count its calls and draw each time from another key."""
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class UNetModule(nnx.Module):
         skips = []
         for stage in self.encoder:
             x = run_stage(stage, x, train, rngs, self.remat)
-            x = x if perturb is None else perturb(x[None])[0]
+            x = x if perturb is None else perturb(x)
             skips.append(x)
         return self.decoder(skips, train, rngs)
 

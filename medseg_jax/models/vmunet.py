@@ -28,6 +28,7 @@ Spec: mamba_sea section 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import jax
@@ -153,8 +154,8 @@ class VMUNetModule(nnx.Module):
     ) -> tuple[Float[Array, "b h w k"]]:
         """Logits, as a tuple of one.
 
-        `perturb` acts on the four scan outputs of every block [4, b, h, w, c] (on the output of the convolution where
-        the mixer is "conv"), before they are added. DropPath wants `rngs` in training.
+        `perturb` acts on each of the four scan outputs of every block [b, h, w, c] (on the output of the convolution
+        where the mixer is "conv"), before they are added. DropPath wants `rngs` in training.
         """
         if x.ndim != 4:
             raise UserError("VMUNet is a 2-D network", found=f"an image of {x.ndim - 2} spatial axes", expected="two")
@@ -285,7 +286,7 @@ class SS2D(nnx.Module):
             y = (across + across_back).reshape(b, h, w, d) + by_rows(down + down_back)
         else:
             outputs = across.reshape(b, h, w, d), by_rows(down), across_back.reshape(b, h, w, d), by_rows(down_back)
-            y = perturb(jnp.stack(outputs)).sum(0)
+            y = reduce(jnp.add, map(perturb, outputs))
         return (self.norm(y).astype(self.dtype) * jax.nn.silu(z)) @ self.out_proj[...].astype(self.dtype)
 
 
@@ -297,7 +298,7 @@ class ConvMixer(nnx.Module):
 
     def __call__(self, x: Array, perturb: Perturb | None = None) -> Array:
         y = self.conv(x)
-        return jax.nn.silu(y if perturb is None else perturb(y[None])[0])
+        return jax.nn.silu(y if perturb is None else perturb(y))
 
 
 class PatchEmbed(nnx.Module):
