@@ -46,6 +46,13 @@ def test_piped_output_is_plain_lines(tmp_path, capsys):
     assert "\x1b" not in err
 
 
+def test_the_time_left_is_told_from_the_second_line_on(tmp_path, capsys):
+    """What passes before the first one is compiling."""
+    filled(tmp_path)
+    lines = {n: x for x in capsys.readouterr().err.splitlines() for n in (10, 20, 30) if f" {n}/30  val" in x}
+    assert {n: "min left" in line for n, line in lines.items()} == {10: False, 20: True, 30: True}
+
+
 def test_progress_picture_is_drawn(tmp_path):
     logs.draw_progress(tmp_path / "progress.png", logs.read(filled(tmp_path).path))
     with Image.open(tmp_path / "progress.png") as picture:
