@@ -88,7 +88,7 @@ def know_data(
         raise UserError(
             "Nothing is known of the data",
             file=config.data,
-            found="no data set of that name on this disk, and no plan",
+            found="no data set of that name on this disk, and no plan" + (f" at {config.plan}" if config.plan else ""),
             expected="its sizes",
             remedy="--patch-size 256 256 --channels 3 --classes 2, or --plan plan.json, or --data FOLDER",
         )
