@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import make_plan
 
+from fakes import make_plan
 from medseg_jax import (
     BCP,
     WTBCP,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import make_plan
 
+from fakes import make_plan
 from medseg_jax import Labels, Supervised, UNet, UserError
 from medseg_jax.methods.objective import Task, check_batch
 

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from runs import STEPS, end, finish, last, losses, sha256, start_several, wait_for_step, write_config
 
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
+from runs import STEPS, end, finish, last, losses, sha256, start_several, wait_for_step, write_config
 
 pytestmark = pytest.mark.slow  # a start of four takes half a minute on two cores
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from jobset_schema import JOBSET
-from runs import STEPS, last, losses, write_config
 
+from jobset_schema import JOBSET
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
+from runs import STEPS, last, losses, write_config
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from runs import STEPS, end, finish, last, losses, start, start_several, wait_for_step, write_config
 
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
 from medseg_jax.runtime.distributed import PATIENCE, join
 from medseg_jax.runtime.run import open_run
 from medseg_jax.types import UserError
+from runs import STEPS, end, finish, last, losses, start, start_several, wait_for_step, write_config
 
 FSDP = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
 

@@ -4,12 +4,12 @@ against WT-BCP's (golden/wt_bcp/largest_component.npz): exact."""
 import math
 from functools import partial
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.ops.components import label, largest_component, largest_per_class
 
 

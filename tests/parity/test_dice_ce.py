@@ -1,11 +1,11 @@
 """Dice + cross entropy against MONAI's DiceCELoss (golden/unetr/dice_ce.npz): value, gradient, without background."""
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.losses import dice_ce
 
 

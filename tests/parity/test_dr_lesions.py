@@ -6,12 +6,12 @@ CLAHE, L*a*b* and areas under precision-recall have files of their own: test_cla
 import json
 import re
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.deeplabv3p import DeepLabV3Plus
 from medseg_jax.weights import load

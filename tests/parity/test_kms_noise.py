@@ -3,13 +3,13 @@
 import math
 import re
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import golden_files
 from medseg_jax import losses
 from medseg_jax.methods.kms_noise import Posterior, Prior, expected_flip, infer, soften
 from medseg_jax.ops import kms

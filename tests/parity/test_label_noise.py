@@ -1,9 +1,9 @@
 """Label noise against the published generators (golden/kms_noise/label_noise_*.npz)."""
 
-import golden_files
 import numpy as np
 from scipy import ndimage
 
+import golden_files
 from medseg_jax.data import label_noise
 
 

@@ -2,12 +2,12 @@
 
 import functools
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.ops.scan import selective_scan
 from medseg_jax.ops.scan.mosaic_gpu import mosaic_gpu
 from medseg_jax.ops.scan.pallas_tpu import pallas_tpu

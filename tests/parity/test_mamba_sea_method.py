@@ -1,11 +1,11 @@
 """Mamba-Sea's augmentations and objective against the released code (golden/mamba_sea/{lsa,gva,losses}.npz)."""
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax import losses
 from medseg_jax.methods import mamba_sea as ms
 from medseg_jax.methods.objective import Fn

@@ -3,12 +3,12 @@
 import json
 import re
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.efficientnet import EfficientUNet
 from medseg_jax.weights import load

@@ -7,13 +7,13 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import golden_files
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.vmunet import VM_UNET, DecoderStage, EncoderStage, PatchExpand, PatchMerging, VSSBlock
 from medseg_jax.weights import KeyMap, load

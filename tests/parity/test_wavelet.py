@@ -1,11 +1,11 @@
 """The discrete wavelet transform against PyWavelets (golden/wavelet/dwt.npz)."""
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.ops.wavelet import dwt, filters, idwt
 
 WAVELETS = ["haar", "db2", "bior1.5", "coif1"]

@@ -4,13 +4,13 @@ import math
 import re
 from functools import partial
 
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import make_plan
 
+import golden_files
+from fakes import make_plan
 from medseg_jax import WTBCP, Labels, WTCopyPaste, XNet
 from medseg_jax.methods import teacher
 from medseg_jax.methods.bcp import box_size, in_box, mix, mixed_loss, paste_mask, region_loss

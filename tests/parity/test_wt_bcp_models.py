@@ -3,11 +3,11 @@
 import ast
 import json
 
-import golden_files
 import jax
 import numpy as np
 import pytest
 
+import golden_files
 from medseg_jax.methods.objective import Fn
 from medseg_jax.models.bcp_unet import BCPUNet
 from medseg_jax.models.vnet import VNet

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pydicom
 import pytest
-from dicom_series import edit, volume, write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dicom_series import edit, volume, write_series
 from medseg_jax.data.dicom import find_series, read_series
 from medseg_jax.types import UserError
 

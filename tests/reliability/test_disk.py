@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from runs import STEPS, finish, last, sha256, start, write_config
 
 from medseg_jax import config as configs
 from medseg_jax.runtime.checkpoint import Checkpoints
 from medseg_jax.training import train as training
 from medseg_jax.types import UserError
+from runs import STEPS, finish, last, sha256, start, write_config
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import finish, interrupt, last, sha256, start, wait_for_step, write_config
 
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest, write_manifest
+from runs import finish, interrupt, last, sha256, start, wait_for_step, write_config
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import sha256, write_config
 
 from medseg_jax import config as configs
 from medseg_jax.data.dataset import Dataset
@@ -17,6 +16,7 @@ from medseg_jax.data.synthetic import make_phantoms
 from medseg_jax.data.verify import check_dataset
 from medseg_jax.training.train import train
 from medseg_jax.types import UserError
+from runs import sha256, write_config
 
 SPY = """
 import os, sys

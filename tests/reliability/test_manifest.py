@@ -6,13 +6,13 @@ import shutil
 
 import jax
 import pytest
-from runs import last, sha256, write_config
 
 from medseg_jax import config as configs
 from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
 from medseg_jax.runtime.run import open_run
 from medseg_jax.training.train import train
 from medseg_jax.types import UserError
+from runs import last, sha256, write_config
 
 
 @pytest.fixture(scope="module")

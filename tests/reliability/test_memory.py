@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runs import write_config
 from scipy.stats import theilslopes
 
 from medseg_jax import config as configs
 from medseg_jax.training.train import train
+from runs import write_config
 
 # Trains in a process of its own and prints, at every log line: step, RSS in KiB, file descriptors, threads.
 SOAK = """

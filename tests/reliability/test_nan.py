@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import write_config
 
 from medseg_jax import Augment, Optim, Stage
 from medseg_jax import config as configs
@@ -15,6 +14,7 @@ from medseg_jax.methods.objective import Objective
 from medseg_jax.training import train as training
 from medseg_jax.training.step import StepParts, init_state, make_step
 from medseg_jax.types import UserError
+from runs import write_config
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from runs import STEPS, finish, last, losses, start, wait_for_step, write_config
 
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
+from runs import STEPS, finish, last, losses, start, wait_for_step, write_config
 
 # Saves on as many devices as there are, split over them or whole, or restores and compares.
 ROUND = """

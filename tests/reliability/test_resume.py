@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+
 from runs import STEPS, finish, interrupt, last, losses, sha256, start, write_config
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import SIZE, convert, hashes, pairs, photo, save
 from PIL import Image
 
+from making import SIZE, convert, hashes, pairs, photo, save
 from medseg_jax import cli
 from medseg_jax.cli import data as verbs
 from medseg_jax.data import io

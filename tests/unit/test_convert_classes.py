@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from making import SIZE, blob, convert, label_of, pairs, photo, save
 from PIL import Image
 
+from making import SIZE, blob, convert, label_of, pairs, photo, save
 from medseg_jax.data.convert import Ambiguous
 from medseg_jax.data.convert.options import COLOURS
 from medseg_jax.types import Labels, UserError

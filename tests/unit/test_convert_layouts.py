@@ -7,8 +7,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from making import SIZE, blob, convert, hashes, label_of, pairs, photo, save, save_palette
 
+from making import SIZE, blob, convert, hashes, label_of, pairs, photo, save, save_palette
 from medseg_jax.data.convert import Ambiguous
 from medseg_jax.types import Labels, UserError
 

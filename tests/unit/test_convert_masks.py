@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import SIZE, blob, convert, label_of, no_errors, pairs, photo, save, save_palette
 from PIL import Image
 
+from making import SIZE, blob, convert, label_of, no_errors, pairs, photo, save, save_palette
 from medseg_jax.data.convert import Ambiguous
 from medseg_jax.data.convert.options import COLOURS, name_colour, parse_classes, parse_colour
 from medseg_jax.data.convert.words import match, natural, read_name

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from making import blob, convert, label_of, pairs, photo, save
 
+from making import blob, convert, label_of, pairs, photo, save
 from medseg_jax.data.convert import Ambiguous
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.types import Labels, UserError

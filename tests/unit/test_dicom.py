@@ -1,11 +1,11 @@
 """DICOM series against NIfTI files of the same volume, from reading to prediction, conversion and DICOM-SEG."""
 
-import dicom_series as made
 import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
 
+import dicom_series as made
 from medseg_jax.data import dicom, io
 from medseg_jax.data.convert import convert
 from medseg_jax.data.geometry import same_space

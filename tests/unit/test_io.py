@@ -3,10 +3,10 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from files import AFFINE, nifti, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from files import AFFINE, nifti, refused
 from medseg_jax.data import io
 from medseg_jax.types import Geometry, UserError
 

@@ -10,8 +10,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from files import refused
 
+from files import refused
 from medseg_jax.data import io
 from medseg_jax.types import UserError
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from files import AFFINE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from files import AFFINE
 from medseg_jax.data import io
 from medseg_jax.types import Geometry, UserError
 

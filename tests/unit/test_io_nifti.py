@@ -6,8 +6,8 @@ import resource
 import nibabel as nib
 import numpy as np
 import pytest
-from files import AFFINE, nifti, refused
 
+from files import AFFINE, nifti, refused
 from medseg_jax.data import io
 from medseg_jax.data.nifti import contradictions
 from medseg_jax.types import Geometry

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files import refused
 from PIL import Image
 
+from files import refused
 from medseg_jax.data import io
 from medseg_jax.types import Geometry
 

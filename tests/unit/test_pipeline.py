@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from fakes import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes import make_plan
 from medseg_jax.data.cache import Cache, CachedCase, build_cache
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.io import write_image, write_label

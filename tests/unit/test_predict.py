@@ -11,6 +11,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from fakes import (
     Counter,
     expected_label,
@@ -20,10 +24,6 @@ from fakes import (
     threshold,
     write_nifti,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
 from medseg_jax.data.cache import preprocess, restore
 from medseg_jax.data.geometry import resample, spacing_canonical, to_canonical
 from medseg_jax.inference import uncertainty

@@ -8,6 +8,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
+
 from fakes import (
     Counter,
     expected_label,
@@ -16,8 +18,6 @@ from fakes import (
     random_volume,
     write_nifti,
 )
-from PIL import Image
-
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.predict import CasesFailed, predict
 from medseg_jax.types import UserError
