@@ -112,21 +112,13 @@ class MambaSea(Supervised):
     def loss(self, params: Tree, aux: Tree, frozen: Tree, batch: Batch, key: Array):
         key_f, key_g, key_gva = jax.random.split(key, 3)
         changed = self.change(params, batch["image"], key_gva) if self.gva else batch["image"]
-        images, keys = jnp.stack([batch["image"], changed]), jnp.stack([key_f, key_g])
-        # A loop over the two branches: half the program to compile.
+        f, stats_f = self.branch(params["f"], aux["stats"]["f"], batch["image"], key_f)
         if self.one_network:
-
-            def shared(stats, branch):
-                logits, stats = self.branch(params["f"], stats, *branch)
-                return stats, logits
-
-            stats, logits = jax.lax.scan(shared, aux["stats"]["f"], (images, keys))
-            stats = {"f": stats}
+            g, stats_f = self.branch(params["f"], stats_f, changed, key_g)
+            stats = {"f": stats_f}
         else:
-            both = [jax.tree.map(lambda *v: jnp.stack(v), tree["f"], tree["g"]) for tree in (params, aux["stats"])]
-            logits, stats = jax.lax.map(lambda branch: self.branch(*branch), (*both, images, keys))
-            stats = {name: jax.tree.map(lambda v: v[i], stats) for i, name in enumerate("fg")}  # noqa: B023
-        f, g = (tuple(z[i] for z in logits) for i in (0, 1))
+            g, stats_g = self.branch(params["g"], aux["stats"]["g"], changed, key_g)
+            stats = {"f": stats_f, "g": stats_g}
         target, weight = self.target(batch["label"])
         total, parts = objective(f, g, target, weight, self.consistency, self.task.labels.exclusive)
         return total, ({"stats": stats}, parts)
