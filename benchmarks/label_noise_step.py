@@ -11,31 +11,18 @@ benchmarks/results/label_noise_step.json.
 import argparse
 import json
 import os
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from steps import Step, in_turns
 
 from medseg_jax import Augment, KMSNoise, Labels, Optim, Robust, Stage, UNet
 from medseg_jax.data.plan import Plan
 from medseg_jax.methods.objective import Task
-from medseg_jax.training.optim import make_optimizer
-from medseg_jax.training.step import StepParts, init_state, make_step
 
 GOAL = 1.15
-
-
-def prepared(method: Any, task: Task, batch: dict, size: int) -> tuple[Any, Any]:
-    """(compiled step, state) of a method."""
-    bound = method.bind(task)
-    stage = Stage(method, augment=Augment.light(), optim=Optim())
-    params, _ = jax.eval_shape(lambda: bound.init(jax.random.key(0), batch))
-    parts = StepParts(bound, make_optimizer(stage.optim, 100, params), stage, 0.0, (1.0, 1.0), (size, size))
-    state = jax.jit(lambda: init_state(parts, batch))()
-    return jax.jit(make_step(parts), donate_argnums=0).lower(state, {}, batch).compile(), state
 
 
 def main() -> None:
@@ -65,26 +52,22 @@ def main() -> None:
         "KMS noise, 10 whitened E-steps": KMSNoise(net, begin=0),
         "KMS noise, 10 plain E-steps": KMSNoise(net, whiten=False, begin=0),
     }
-    steps = {name: list(prepared(method, task, batch, n)) for name, method in sides.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(args.rounds + 1):
-        for name, pair in steps.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            pair[1], _ = pair[0](pair[1], {}, batch)
-            jax.block_until_ready(pair[1])
-            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    best = {name: np.min(values[1:], axis=0) for name, values in seconds.items()}
+    steps = {
+        name: Step(Stage(method, augment=Augment.light(), optim=Optim()), task, batch, (n, n))
+        for name, method in sides.items()
+    }
+    best = in_turns(steps, args.rounds)
     plain = next(iter(best.values()))
     rows = [
         {
             "step": name,
-            "ratio": float(cpu / plain[0]),
+            "ratio": found["cpu_seconds"] / plain["cpu_seconds"],
             "goal": GOAL,
-            "wall ratio": float(wall / plain[1]),
-            "cpu seconds": float(cpu),
-            "temporaries MiB": steps[name][0].memory_analysis().temp_size_in_bytes / 2**20,
+            "wall ratio": found["seconds"] / plain["seconds"],
+            "cpu seconds": found["cpu_seconds"],
+            "temporaries MiB": steps[name].compiled.memory_analysis().temp_size_in_bytes / 2**20,
         }
-        for name, (cpu, wall) in list(best.items())[1:]
+        for name, found in list(best.items())[1:]
     ]
     result = {
         "what": "Training step of KMS noise over that of cross entropy with the same network, by CPU time",
