@@ -133,17 +133,17 @@ class VMUNetModule(nnx.Module):
             blocks = [VSSBlock(features[i], next(rates), config, rngs) for _ in range(depth)]
             last = i == len(depths) - 1
             down = None if last else PatchMerging(features[i], features[i + 1], **options)
-            self.encoder.append(EncoderStage(blocks, down))
+            self.encoder.append(Stage(blocks, config.remat, down=down))
         rates = iter(reversed(_linear(config.drop_path, sum(config.decoder_depths))))
         for j, depth in enumerate(config.decoder_depths):
             i = len(features) - 1 - j
             up = PatchExpand(features[i + 1], features[i], 2, **options) if j else None
             blocks = [VSSBlock(features[i], next(rates), config, rngs) for _ in range(depth)]
-            self.decoder.append(DecoderStage(up, blocks))
+            self.decoder.append(Stage(blocks, config.remat, up=up))
         self.final_up = PatchExpand(features[0], features[0] // 4, stem, **options)
         self.head = _torch_init(Conv(features[0] // 4, out_channels, (1, 1), **options), rngs)
         self.total_stride = stem * 2 ** (len(features) - 1)
-        self.skips, self.remat = config.skips, config.remat
+        self.skips = config.skips
 
     def __call__(
         self,
@@ -168,51 +168,35 @@ class VMUNetModule(nnx.Module):
         inputs, outputs = [], []
         for stage in self.encoder:
             inputs.append(x)
-            x = stage(x, train, rngs, perturb, self.remat)
+            x = stage(x, train, rngs, perturb)
             outputs.append(x)
             x = x if stage.down is None else stage.down(x)
         for j, stage in enumerate(self.decoder):
-            early, late = (inputs[-j], 0) if self.skips == "published" else (0, outputs[-j - 1])
-            x = stage(x + early if j else x, late, train, rngs, perturb, self.remat)
+            if stage.up is not None:
+                x = stage.up(x + inputs[-j]) if self.skips == "published" else stage.up(x) + outputs[-j - 1]
+            x = stage(x, train, rngs, perturb)
         return (self.final_up(x, self.head)[:, :h, :w].astype(jnp.float32),)
 
 
-class EncoderStage(nnx.Module):
-    """VSS blocks, and the patch merging that follows them unless it is the last stage."""
+class Stage(nnx.Module):
+    """VSS blocks of one size, and what leads to them (`up`) or away from them (`down`), which the network calls."""
 
-    def __init__(self, blocks: list["VSSBlock"], down: "PatchMerging | None"):
-        self.blocks, self.down = nnx.List(blocks), down
-
-    def __call__(self, x: Array, train: bool, rngs: nnx.Rngs | None, perturb: Perturb | None, remat: bool) -> Array:
-        return _run(self.blocks, x, train, rngs, perturb, remat)
-
-
-class DecoderStage(nnx.Module):
-    """Patch expanding unless it is the first stage, a skip (or 0) added, then VSS blocks."""
-
-    def __init__(self, up: "PatchExpand | None", blocks: list["VSSBlock"]):
-        self.up, self.blocks = up, nnx.List(blocks)
-
-    def __call__(
+    def __init__(
         self,
-        x: Array,
-        skip: Array | int,
-        train: bool,
-        rngs: nnx.Rngs | None,
-        perturb: Perturb | None,
+        blocks: list["VSSBlock"],
         remat: bool,
-    ) -> Array:
-        x = x if self.up is None else self.up(x) + skip
-        return _run(self.blocks, x, train, rngs, perturb, remat)
+        up: "PatchExpand | None" = None,
+        down: "PatchMerging | None" = None,
+    ):
+        self.blocks, self.remat, self.up, self.down = nnx.List(blocks), remat, up, down
 
-
-def _run(blocks, x: Array, train: bool, rngs: nnx.Rngs | None, perturb: Perturb | None, remat: bool) -> Array:
-    for block in blocks:
-        if remat and train:
-            x = rematerialised(block, x, train, rngs, perturb=perturb)
-        else:
-            x = block(x, train, rngs, perturb)
-    return x
+    def __call__(self, x: Array, train: bool, rngs: nnx.Rngs | None, perturb: Perturb | None) -> Array:
+        for block in self.blocks:
+            if self.remat and train:
+                x = rematerialised(block, x, train, rngs, perturb=perturb)
+            else:
+                x = block(x, train, rngs, perturb)
+        return x
 
 
 class VSSBlock(nnx.Module):

@@ -15,7 +15,7 @@ from flax import nnx
 
 import golden_files
 from medseg_jax.methods.objective import Fn
-from medseg_jax.models.vmunet import VM_UNET, DecoderStage, EncoderStage, PatchExpand, PatchMerging, VSSBlock
+from medseg_jax.models.vmunet import VM_UNET, PatchExpand, PatchMerging, Stage, VSSBlock
 from medseg_jax.weights import KeyMap, load
 from medseg_jax.weights.vmunet import RULES
 
@@ -169,8 +169,7 @@ def test_network(golden, name, whole, monkeypatch):
     assert len(loaded.filled) == len(weights) == file.meta["weights"]["net"]["tensors"]
     assert not loaded.stayed
     seen = []
-    for kind in (EncoderStage, DecoderStage):
-        monkeypatch.setattr(kind, "__call__", recording(kind.__call__, seen))
+    monkeypatch.setattr(Stage, "__call__", recording(Stage.__call__, seen))
 
     def forward(params, x):
         seen.clear()
