@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 
 from medseg_jax.runtime.environment import use_compilation_cache
@@ -38,6 +39,13 @@ def phantoms(tmp_path_factory):
     from medseg_jax.data.synthetic import make_phantoms
 
     return make_phantoms(tmp_path_factory.mktemp("data") / "phantoms", dim=2, cases=12, sites=3, size=32, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order(request):
+    """A module's RNG starts anew for each test, so that a test draws the same whatever ran before it."""
+    if hasattr(request.module, "RNG"):
+        request.module.RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture
