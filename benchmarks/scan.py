@@ -165,7 +165,8 @@ def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | N
 
 
 def inner_loops(text: str) -> list[float]:
-    """Bundles per step of each innermost loop that steps through time (known by 4 unrolled steps of n exponentials)."""
+    """Bundles per step of each innermost loop that steps through time (known by its n exponentials a step,
+    several steps unrolled)."""
     bundles: list[list] = []
     for line in text.splitlines():
         if found := re.match(r"\s*0x[0-9a-f]+\s*(?:([A-Z]{2}):|:)\s*(>*)\s*\{(.*)", line):
@@ -183,7 +184,7 @@ def inner_loops(text: str) -> list[float]:
             exponentials = sum(len(re.findall(r"= vpow2|= vexp2", text)) for _, _, text in body)
             inner = i + len(body) == len(bundles) or bundles[i + len(body)][1] <= depth
             if inner and exponentials >= 4 * STATES:
-                loops.append(len(body) / 4)
+                loops.append(len(body) / (exponentials // STATES))
     return loops
 
 

@@ -149,7 +149,7 @@ class _Specs:
 
     def __init__(self, u: Array, delta: Array, BC: Array, A: Array, tiles: Tiles, backward: bool):
         self.tiles, self.n = tiles, A.shape[0]
-        self.unroll = 1 if tiles.interpret else 4  # 4: hides the latency of the recurrence
+        self.unroll = 1 if tiles.interpret else 8  # divides every chunk; hides the latency of the recurrence
         rows = self.rows = max(r for r in range(1, 9) if delta.shape[0] % r == 0)
         width, chunk, groups, count = tiles.width, tiles.chunk, tiles.groups, len(tiles.flags)
         self.grid = (delta.shape[0] // rows, count, delta.shape[1] // chunk)
@@ -169,10 +169,8 @@ class _Specs:
         self.boundary = pl.BlockSpec((None, None, n, rows, width), lambda r, j, t, f: (when(j, t, f), r, 0, 0, j))
         self.boundary_shape = jax.ShapeDtypeStruct((self.grid[2], self.grid[0], n, rows, delta.shape[-1]), jnp.float32)
         self.state_scratch = pltpu.VMEM((n, rows, width), jnp.float32)
-        self.spread_scratch = pltpu.VMEM((groups, chunk, 2 * n, rows, LANES), jnp.float32)
-
-        slots = 1 if groups == 1 else 3  # with two groups the third is of the lanes where both meet
-        self.sum_scratch = pltpu.VMEM((slots, chunk, 2 * n, rows, LANES), jnp.float32)
+        slots = 1 if groups == 1 else 3  # of each group, and of the lanes where both meet
+        self.spread_scratch = self.sum_scratch = pltpu.VMEM((slots, chunk, 2 * n, rows, LANES), jnp.float32)
 
     def step_scratch(self, count: int):
         """Room for some arrays of one lane block, [count, chunk, rows, 128]: a register a step."""
@@ -204,18 +202,18 @@ class _Specs:
         return call
 
     def lane_blocks(self, body) -> None:
-        """body(lanes, groups, cut) for each 128 channels: `groups` are two where lane `cut` starts another one."""
+        """body(lanes, slot) for each 128 channels; slot 2 is where the second of two groups starts in the middle."""
         d = self.tiles.width // self.tiles.groups
         if self.tiles.groups == 1:
 
             def one(j, _):
-                body(pl.ds(pl.multiple_of(j * LANES, LANES), LANES), (0,), LANES)
+                body(pl.ds(pl.multiple_of(j * LANES, LANES), LANES), 0)
 
             lax.fori_loop(0, self.tiles.width // LANES, one, None)
             return
         for j in range(self.tiles.width // LANES):
             first, last = j * LANES // d, (j * LANES + LANES - 1) // d
-            body(pl.ds(j * LANES, LANES), tuple(dict.fromkeys((first, last))), d - j * LANES)
+            body(pl.ds(j * LANES, LANES), first if first == last else 2)
 
 
 def _eights(at: _Specs, body, together: bool = False) -> None:
@@ -235,25 +233,22 @@ def _by_row(x: Array, dtype) -> Array:
 
 
 def _spread(at: _Specs, BC_ref, spread_ref) -> None:
-    """B and C of all steps as registers of equal lanes."""
+    """B and C of all steps as registers of equal lanes; of two groups also half and half, for where they meet."""
+    first = lax.broadcasted_iota(jnp.int32, (at.rows, LANES), 1) < LANES // 2
 
     def body(steps):
         tile = _by_step(BC_ref, slice(None), steps)  # [8, rows, groups * 2n]
-        for column in range(at.tiles.groups * 2 * at.n):
-            group, m = divmod(column, 2 * at.n)
+        for m in range(2 * at.n):
             for i in range(8):
-                wide = jnp.broadcast_to(tile[i, :, column : column + 1], (at.rows, LANES))
-                spread_ref[group, steps.start + i, m] = wide
+                wide = []
+                for group in range(at.tiles.groups):
+                    column = group * 2 * at.n + m
+                    wide.append(jnp.broadcast_to(tile[i, :, column : column + 1], (at.rows, LANES)))
+                    spread_ref[group, steps.start + i, m] = wide[group]
+                if at.tiles.groups == 2:
+                    spread_ref[2, steps.start + i, m] = jnp.where(first, *wide)
 
     _eights(at, body)
-
-
-def _of_lanes(spread_ref, groups, cut, t, m):
-    value = spread_ref[groups[0], t, m]
-    if len(groups) == 1:
-        return value
-    lane = lax.broadcasted_iota(jnp.int32, value.shape, 1)
-    return jnp.where(lane < cut, value, spread_ref[groups[1], t, m])
 
 
 def _softplus(x):
@@ -283,7 +278,7 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
         boundary_ref[...] = h_ref[...]
     _spread(at, BC_ref, spread_ref)
 
-    def block(lanes, groups, cut):
+    def block(lanes, slot):
         A, skip, bias = _per_channel(at, A_ref, pair_ref, lanes)
 
         def load(steps):
@@ -296,8 +291,8 @@ def _forward_kernel(at: _Specs, keep, flags, u_ref, delta_ref, BC_ref, A_ref, pa
             delta, x, y = (step_ref[part, t] for part in range(3))
             new = []
             for m in range(n):
-                hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
-                y += hm * _of_lanes(spread_ref, groups, cut, t, n + m)
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * spread_ref[slot, t, m]
+                y += hm * spread_ref[slot, t, n + m]
                 new.append(hm)
             out_ref[0, t] = y
             return tuple(new)
@@ -329,7 +324,7 @@ def _backward_kernel(
     sum_ref[...] = jnp.zeros_like(sum_ref)
     _spread(at, BC_ref, spread_ref)
 
-    def block(lanes, groups, cut):
+    def block(lanes, slot):
         A, skip, bias = _per_channel(at, A_ref, pair_ref, lanes)
 
         def load(steps):
@@ -337,15 +332,13 @@ def _backward_kernel(
             u, dy = (_by_step(ref, slice(None), steps, lanes) for ref in (u_ref, dy_ref))
             step_ref[0, steps], step_ref[1, steps], step_ref[2, steps] = delta, u, dy
 
-        slot = groups[0] if len(groups) == 1 else 2
-
         def again(i, h):
             t = jnp.where(backwards == 1, chunk - 1 - i, i)
             delta, u, dy = (step_ref[part, t] for part in range(3))
             x, new = delta * u, []
             for m in range(n):
                 h_ref[i, m] = h[m]
-                hm = jnp.exp2(delta * A[m]) * h[m] + x * _of_lanes(spread_ref, groups, cut, t, m)
+                hm = jnp.exp2(delta * A[m]) * h[m] + x * spread_ref[slot, t, m]
                 sum_ref[slot, t, n + m] += dy * hm
                 new.append(hm)
             return tuple(new)
@@ -357,9 +350,9 @@ def _backward_kernel(
             delta, u, dy = (step_ref[part, t] for part in range(3))
             x, gB, qA, new, sums = delta * u, jnp.zeros_like(u), jnp.zeros_like(u), [], []
             for m in range(n):
-                gm = g[m] + dy * _of_lanes(spread_ref, groups, cut, t, n + m)
+                gm = g[m] + dy * spread_ref[slot, t, n + m]
                 sum_ref[slot, t, m] += gm * x
-                gB += gm * _of_lanes(spread_ref, groups, cut, t, m)
+                gB += gm * spread_ref[slot, t, m]
                 gm *= jnp.exp2(delta * A[m])
                 q = gm * h_ref[i, m]
                 qA += q * A[m]
