@@ -130,11 +130,12 @@ def preview(
     chosen = [dataset.case(id) for id in cases] if cases else spread
     columns = min(len(chosen), 3 if len(chosen) <= 6 else 4)
     rows = -(-len(chosen) // columns)
-    figsize = (columns * size / 100, rows * (size / 100 + 0.45) + 0.4)
+    pictures = [case_picture(dataset, case, size) for case in chosen]
+    height = max(picture.shape[0] / picture.shape[1] for picture, _ in pictures) * size / 100  # of a row, in inches
+    figsize = (columns * size / 100, rows * (min(height, size / 100) + 0.45) + 0.4)
     figure = Figure(figsize, dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    for number, case in enumerate(chosen):
-        picture, title = case_picture(dataset, case, size)
+    for number, (picture, title) in enumerate(pictures):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(title, fontsize=8)
