@@ -1,6 +1,7 @@
 """The selective scan against the recurrence written out in NumPy float64, and the laws that it obeys."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medseg_jax.ops.scan import chunked as portable
 from medseg_jax.ops.scan import selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -184,6 +186,25 @@ def test_chunk_length_changes_nothing_but_memory():
         for name in NAMES:
             scale = float(jnp.abs(expected[name]).max())
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("r", [None, 2])
+@pytest.mark.parametrize(
+    ("b", "step", "blocks"),
+    [(6, 200, (3, 32)), (5, 200, (1, 32)), (2, 32, (1, 16)), (2, 8, (1, 32)), (3, 1000, (3, 32))],
+)
+def test_a_cpu_takes_rows_and_channels_in_blocks(b, step, blocks, r, x64, monkeypatch):
+    monkeypatch.setattr(portable, "STEP", step)
+    assert portable._block(b, 32, step // 2) == blocks
+    arrays = on(problem(b=b, length=9, k=2, d=32, n=1, ku=1, r=r), jnp.float64)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(b, 9, 64)))
+    options = {"reverse": (False, True)}
+    jax.clear_caches()  # the size of a step is no argument
+    for found, expected in [
+        [call(backend=name, **options) for name in ("chunked", "reference")]
+        for call in (partial(selective_scan, **arrays), partial(gradients, arrays, weight))
+    ]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
 
 
 def test_same_bits_every_time():
