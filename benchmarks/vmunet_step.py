@@ -3,7 +3,8 @@
     python benchmarks/vmunet_step.py --peers PYTHON [--quick] [--only WORDS] [--repetitions 3]
 
 The peer (peers/vmunet.py) makes the weights, which we load through weights/vmunet.py. Before anything is timed, the
-losses of the first steps must agree. The peer needs about 9 GB. DropPath is off on both sides.
+losses of the first steps must agree. The peer needs about 9 GB. DropPath is off on both sides. With
+JAX_NUM_CPU_DEVICES=2 each of two cores is a device with a picture of its own, in rows of that name.
 """
 
 import resource
@@ -31,6 +32,7 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
 
     from medseg_jax.methods.objective import Fn
     from medseg_jax.models.vmunet import VMUNet
+    from medseg_jax.runtime.sharding import batch_sharding, make_mesh, replicated, within
     from medseg_jax.weights import load, read_weights
 
     dim, size, side, goal = case
@@ -44,11 +46,12 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
     net = VMUNet((dim, 2 * dim, 4 * dim, 8 * dim), drop_path=0.0)
     fn = Fn(lambda rngs: net.build(3, CLASSES, rngs))
     initial, stats = jax.eval_shape(fn.init, jax.random.key(0))
-    params = jax.device_put(load(net, initial, stats, read_weights(folder / "weights.npz")).params)
+    mesh = make_mesh()
+    params = jax.device_put(load(net, initial, stats, read_weights(folder / "weights.npz")).params, replicated(mesh))
     ours = sum(p.size for p in jax.tree.leaves(params))
     assert count == ours, f"the peer's network has {count} parameters, ours {ours}"
     optimizer = optax.adamw(OPTIM["learning_rate"], weight_decay=OPTIM["weight_decay"])
-    batch = jax.device_put((image, jax.nn.one_hot(label, CLASSES)))
+    batch = jax.device_put((image, jax.nn.one_hot(label, CLASSES)), batch_sharding(mesh))
 
     def step(params, moments, image, target):
         def loss(params):
@@ -60,7 +63,7 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
         return optax.apply_updates(params, updates), moments, value
 
     state = params, optimizer.init(params)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *batch).compile()
+    compiled = jax.jit(within(mesh, step), donate_argnums=(0, 1)).lower(*state, *batch).compile()
     needs = compiled.memory_analysis()
     assert needs is not None
     losses: list[float] = []
@@ -83,6 +86,7 @@ def run(peer: race.Peer, name: str, case: tuple, repetitions: int, folder: Path)
         "our_peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "their_peak_MB": theirs[-1]["peak_MB"],
     }
+    name += f", {mesh.size} devices" if mesh.size > 1 else ""
     return {"name": name, "goal": goal, "parameters": count, "first_losses": losses[:2], **times, **memory}
 
 

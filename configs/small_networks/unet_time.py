@@ -1,4 +1,4 @@
-"""Small networks: a wider U-Net, whose training step takes 1.5 times as long on a CPU. See med2d_segnet.py.
+"""Small networks: a wider U-Net, whose training step takes as long on two idle CPU cores. See med2d_segnet.py.
 
 medseg train configs/small_networks/unet_time.py --out runs/unet_time_kvasir
 """
