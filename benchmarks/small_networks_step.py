@@ -1,9 +1,9 @@
-"""How long a training step of each network of the study of small networks takes: which U-Net is one "of equal time"?
+"""How long the networks of the study of small networks take: which U-Net is one "of equal time"?
 
     python benchmarks/small_networks_step.py [--batch 4] [--rounds 9]
 
-The whole step without augmentation, in turns. Writes benchmarks/results/small_networks_step.json; its ratios are to
-Med-2D SegNet.
+The whole training step without augmentation, and the prediction of one image, in turns. Writes
+benchmarks/results/small_networks_step.json; its ratios are to Med-2D SegNet.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def main() -> None:
         config = load(CONFIGS / f"{name}.py")
         stage = replace(config.stages[0], augment=Augment.none())
         steps[name] = Step(stage, task, {"image": image, "label": label}, plan.patch_size, config.ema)
-    found = in_turns(steps, args.rounds)
+    found, latency = in_turns(steps, args.rounds), {name: step.prediction() for name, step in steps.items()}
+    latency = in_turns(latency, 10 * args.rounds)
     base = found[NETWORKS[0]]
     rows = [
         {
@@ -51,6 +52,7 @@ def main() -> None:
             "ratio": seconds["seconds"] / base["seconds"],
             "ratio_of_medians": seconds["seconds_median"] / base["seconds_median"],
             "ratio_of_cpu": seconds["cpu_seconds"] / base["cpu_seconds"],
+            "prediction_seconds": latency[name]["seconds_median"],
         }
         for name, seconds in found.items()
     ]

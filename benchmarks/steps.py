@@ -1,5 +1,6 @@
-"""Training steps that take turns in one process: what the benchmarks of methods against each other share."""
+"""Training steps and predictions that take turns in one process: shared by the benchmarks without a peer."""
 
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,8 @@ class Step:
     """A stage's compiled step and its state; `step()` goes on by one and returns (wall, CPU) seconds."""
 
     def __init__(self, stage: Stage, task: Task, batch: dict[str, Any], size: tuple[int, ...], ema: float = 0.0):
-        bound: Any = stage.objective.bind(task)
+        self.objective: Any = stage.objective.bind(task)
+        bound = self.objective
         params, _ = jax.eval_shape(lambda: bound.init(jax.random.key(0), batch))
         parts = StepParts(bound, make_optimizer(stage.optim, 200, params), stage, ema, (1.0,) * len(size), size)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
@@ -30,8 +32,14 @@ class Step:
 
         return timed(work)
 
+    def prediction(self) -> Callable[[], tuple[float, float]]:
+        """A function that predicts the first image with the weights of now and returns (wall, CPU) seconds."""
+        image, params, aux = self.batch["image"][:1], self.state["params"], self.state["aux"]
+        predict = jax.jit(self.objective.predict).lower(params, aux, {}, image).compile()
+        return lambda: timed(lambda: jax.block_until_ready(predict(params, aux, {}, image)))
 
-def in_turns(steps: dict[str, Step], rounds: int) -> dict[str, dict[str, float]]:
+
+def in_turns(steps: Mapping[str, Callable[[], tuple[float, float]]], rounds: int) -> dict[str, dict[str, float]]:
     """Smallest and median wall seconds and smallest CPU seconds of each, after a round to warm up."""
     taken = [{name: step() for name, step in steps.items()} for _ in range(rounds + 1)][1:]
     found = {}

@@ -6,9 +6,11 @@ the other four. All jobs: pictures of 96 x 96, 200 steps of four (100 a fold of 
 optimiser, one augmentation; scores in the space of the files.
 """
 
+import json
+
 import numpy as np
 
-from studies import Job, Records, case_values, interval
+from studies import RESULTS, Job, Records, case_values, interval
 
 PAGE = "docs/benchmarks/small-networks.md"
 NETWORKS = {
@@ -40,8 +42,9 @@ JOBS = tuple(job(data, network) for data in DATA for network in NETWORKS)
 
 
 def table(records: Records) -> str:
-    """A row a network and data set: per-image Dice, elsewhere too, and what training costs; last weights."""
-    head = ["trained on", "network", "parameters", "seeds", "Dice (95 % interval)", "HD95", "s a step"]
+    """A row a network and data set: per-image Dice, elsewhere too, and what it costs; last weights."""
+    head = ["trained on", "network", "parameters", "step", "latency", "seeds", "Dice (95 % interval)", "HD95"]
+    costs = {row["name"]: row for row in json.loads((RESULTS / "small_networks_step.json").read_text())["rows"]}
     head += [f"Dice on {name}" for name in CENTRES.values()]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for data, words in DATA.items():
@@ -56,9 +59,10 @@ def table(records: Records) -> str:
             mean, spread, low, high = values["last"]
             hd95 = np.mean([record["last"]["mean"]["hd95"] for record in seeds.values()])
             deviation = f" ± {spread:.3f}" if len(seeds) > 1 else ""
-            cells = [words, name, parameters, str(len(seeds)), f"{mean:.3f}{deviation} ({low:.3f} – {high:.3f})"]
-            seconds = np.median([s["seconds_per_step"] for s in seeds.values()])
-            cells += [f"{hd95:.1f} px", f"{seconds:.2f}"]
+            cost = costs[network]
+            cells = [words, name, parameters, f"{cost['seconds']:.2f} s", f"{1e3 * cost['prediction_seconds']:.0f} ms"]
+            cells += [str(len(seeds)), f"{mean:.3f}{deviation} ({low:.3f} – {high:.3f})"]
+            cells.append(f"{hd95:.1f} px")
             for centre in CENTRES:
                 here = values.get(centre)
                 cells.append(f"{here[0]:.3f} ({here[2]:.3f} – {here[3]:.3f})" if here else "")
