@@ -16,7 +16,7 @@ PAGE = "docs/benchmarks/small-networks.md"
 NETWORKS = {
     "med2d_segnet": ("Med-2D SegNet", "2.05 M"),
     "unet_params": ("U-Net, equal parameters", "2.07 M"),
-    "unet_time": ("U-Net, equal time", "7.70 M"),
+    "unet_time": ("U-Net, equal time", "4.33 M"),
 }
 CENTRES = {"cvc_clinicdb": "CVC-ClinicDB", "bkai_igh": "BKAI-IGH", "etis_larib": "ETIS-Larib"}
 FOLDERS = {"bkai_igh": "bkai_igh_neopolyp"}

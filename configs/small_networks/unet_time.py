@@ -5,7 +5,7 @@ medseg train configs/small_networks/unet_time.py --out runs/unet_time_kvasir
 
 from medseg_jax import Config, Optim, Stage, Supervised, UNet
 
-net = UNet.isotropic(2, 64, 128, 256, 512, deep_supervision=False)
+net = UNet.isotropic(2, 48, 96, 192, 384, deep_supervision=False)
 config = Config(
     data="data/kvasir_seg",
     plan="configs/small_networks/polyp_96.plan.json",

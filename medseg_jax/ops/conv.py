@@ -10,7 +10,8 @@ products, and little else, so there a convolution is rewritten into these:
   2-D convolution, 1.3 times faster than gathering all slices at once).
 * 3-D with strides: as a convolution of unit stride over blocks of voxels laid side by side as channels ("space to
   depth"), because XLA's gradient of a strided convolution is slow.
-* depthwise: shifted products summed (10 to 300 times faster forward, 2 to 20 times with gradients).
+* depthwise: shifted products summed (10 to 300 times faster forward, 2 to 20 times with gradients); the weight gradient
+  row by row, else each tap would fetch the whole image again (7 x 7 taps, 48 to 96 pixels: 3 times faster).
 * kernel 1: a matrix product, on every platform.
 
 * 2-D from 16 channels on: the weight gradient is one product per image row, taps along the row of x times taps across
@@ -25,6 +26,7 @@ gets the TPU's form, and the other form is not in it. Convolutions that have two
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -186,8 +188,9 @@ def _cpu_forward(x: Array, kernel: Array, window: Window) -> Array:
 def _cpu_backward(x: Array, kernel: Array, g: Array, window: Window) -> tuple[Array, Array]:
     strided = max(window.strides) > 1
     if window.groups > 1:
-        dx, dk = _gradients(_depthwise, x, kernel, g, window)
-        return (dx if strided else _depthwise(g, *_transposed(kernel, window))), dk
+        if strided or kernel.ndim == 3:
+            return _gradients(_depthwise, x, kernel, g, window)
+        return _depthwise(g, *_transposed(kernel, window)), _depthwise_weight_gradient(x, kernel, g, window)
     if strided:
         (x, kernel), undo = jax.vjp(partial(_space_to_depth, window=window), x, kernel)
         return undo(_unit_stride_gradients(x, kernel, g, _unit(len(window.strides))))
@@ -287,6 +290,26 @@ def _depthwise(x: Array, kernel: Array, window: Window) -> Array:
         )
         total += x[:, *shifted] * kernel[tap][0]
     return total  # pyright: ignore[reportReturnType]
+
+
+def _depthwise_weight_gradient(x: Array, kernel: Array, g: Array, window: Window) -> Array:
+    """Gradient of a depthwise kernel at unit stride: a row (3-D: slice) at a time, which its taps find in the cache."""
+    dim = kernel.ndim - 2
+    x = _pad(x, window.padding)
+    step, *steps = window.dilation
+
+    def add(total, t):
+        xt = lax.dynamic_slice_in_dim(x, t, (kernel.shape[0] - 1) * step + 1, 1)
+        gt = lax.dynamic_index_in_dim(g, t, 1, keepdims=False)  # [b, w, c] or [b, h, w, c]
+        taps = []
+        for i, *others in itertools.product(*map(range, kernel.shape[:dim])):
+            shifted = (slice(j * d, j * d + n) for j, d, n in zip(others, steps, gt.shape[1:-1], strict=True))
+            taps.append((xt[:, i * step, *shifted] * gt).sum(tuple(range(dim)), dtype=total.dtype))
+        return total + jnp.stack(taps), None
+
+    total = jnp.zeros((math.prod(kernel.shape[:dim]), x.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+    total, _ = lax.scan(add, total, jnp.arange(g.shape[1]))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
