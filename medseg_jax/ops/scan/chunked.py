@@ -32,8 +32,11 @@ def chunked(seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int
     chunk = min(chunk or (16 if length <= 16384 else 64), length)
     inputs = pad_time(seq, par, chunk)
     whole = partial(_scan, flags=flags, chunk=chunk)
-    rows, width = _block(seq.B.shape[0], seq.u.shape[3], STEP // (seq.B.shape[2] * seq.B.shape[3]))
-    if (rows, width) == (seq.B.shape[0], seq.u.shape[3]):
+    b, _, k, n = seq.B.shape
+    d = seq.u.shape[3]
+    known = isinstance(b, int) and isinstance(d, int)  # an exported program may leave them open
+    rows, width = _block(b, d, STEP // (k * n)) if known else (b, d)
+    if (rows, width) == (b, d):
         return whole(*inputs)[:, :length]
     blocks = partial(_in_blocks, scan=whole, rows=rows, width=width)
     return lax.platform_dependent(*inputs, cpu=blocks, default=whole)[:, :length]
