@@ -1,8 +1,8 @@
 """VM-UNet on PyTorch, written here from its description under its published names, with the reference scan.
 
 Where the published network calls a CUDA kernel this one runs the kernel's reference, mamba-ssm's selective_scan_ref:
-all decays and inputs at once, then a loop over time. (`unbind` instead of indexing step by step: the indexed form's
-gradient is quadratic in the length.)
+all decays and inputs at once, then a loop over time. The published function indexes one time after the other, whose
+gradient is quadratic in the length; without `indexed` the slices are taken once, by `unbind`.
 """
 
 import resource
@@ -23,8 +23,12 @@ def scan(u, delta, A, B, C, D):
     """u, delta [b, k, d, l], A [k, d, n], B, C [b, k, n, l], D [k, d] -> [b, k, d, l]."""
     decay = torch.exp(delta[..., None] * A[:, :, None])  # [b, k, d, l, n]
     more = (delta * u)[..., None] * B.transpose(2, 3)[:, :, None]
-    h, ys = 0, []
-    for a, x, c in zip(decay.unbind(3), more.unbind(3), C.unbind(3), strict=True):
+    arrays, h, ys = (decay, more, C), 0, []
+    if state["indexed"]:
+        slices = ([x[:, :, :, t] for x in arrays] for t in range(u.shape[3]))
+    else:
+        slices = zip(*(x.unbind(3) for x in arrays), strict=True)
+    for a, x, c in slices:
         h = a * h + x
         ys.append((h * c[:, :, None]).sum(-1))
     return torch.stack(ys, -1) + D[..., None] * u
@@ -138,7 +142,7 @@ class VMUNet(nn.Module):
         return self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
 
 
-def build(classes, dim, weights):
+def build(classes, dim, weights, indexed):
     """A random network, whose tensors are written to an .npz; returns its parameter count."""
     torch.manual_seed(0)
     net = VMUNet(classes, dim)
@@ -147,7 +151,7 @@ def build(classes, dim, weights):
             nn.init.trunc_normal_(module.weight, std=0.02)
     np.savez(weights, **{name: tensor.numpy() for name, tensor in net.state_dict().items()})
     state.clear()
-    state["net"] = net
+    state.update(net=net, indexed=indexed)
     return sum(p.numel() for p in net.parameters())
 
 
