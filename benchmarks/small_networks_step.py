@@ -41,8 +41,8 @@ def main() -> None:
         config = load(CONFIGS / f"{name}.py")
         stage = replace(config.stages[0], augment=Augment.none())
         steps[name] = Step(stage, task, {"image": image, "label": label}, plan.patch_size, config.ema)
-    found, latency = in_turns(steps, args.rounds), {name: step.prediction() for name, step in steps.items()}
-    latency = in_turns(latency, 10 * args.rounds)
+    found = in_turns(steps, args.rounds)
+    latency = in_turns({name: step.prediction() for name, step in steps.items()}, 10 * args.rounds)
     base = found[NETWORKS[0]]
     rows = [
         {

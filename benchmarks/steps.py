@@ -18,9 +18,9 @@ class Step:
 
     def __init__(self, stage: Stage, task: Task, batch: dict[str, Any], size: tuple[int, ...], ema: float = 0.0):
         self.objective: Any = stage.objective.bind(task)
-        bound = self.objective
-        params, _ = jax.eval_shape(lambda: bound.init(jax.random.key(0), batch))
-        parts = StepParts(bound, make_optimizer(stage.optim, 200, params), stage, ema, (1.0,) * len(size), size)
+        params, _ = jax.eval_shape(lambda: self.objective.init(jax.random.key(0), batch))
+        optimizer = make_optimizer(stage.optim, 200, params)
+        parts = StepParts(self.objective, optimizer, stage, ema, (1.0,) * len(size), size)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
         self.batch = batch
         self.state = jax.jit(lambda: init_state(parts, batch))()

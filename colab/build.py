@@ -11,7 +11,7 @@ import nbformat
 
 HERE = Path(__file__).parent
 REPOSITORY = "medseg-jax/medseg_jax"
-"""Where the notebooks lie on GitHub; Colab opens them from there, and installs the package from there."""
+"""Where the notebooks will lie on GitHub, to be set at publication: Colab opens them and the package from there."""
 
 BADGE = """[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]\
 (https://colab.research.google.com/github/{repository}/blob/main/colab/{name}.ipynb)"""
