@@ -55,6 +55,7 @@ def line_chart(title: str, quantity: str, series: Mapping[str, tuple[Sequence[fl
             axes.plot(steps, values, label=name, color=color, lw=1.6 if mean or alone else 1, marker=marker)
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set(xlabel="step", ylabel=quantity)
+        axes.locator_params("x", integer=True)
         if quantity == "Dice":
             axes.set_ylim(0, 1)
         if len(series) > 1:

@@ -141,7 +141,7 @@ def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    loss_axes, dice_axes = figure.subplots(1, 2)
+    loss_axes, dice_axes = figure.subplots(1, 2, sharex=True)
     offset, offsets = 0, {}
     for stage in dict.fromkeys(e["stage"] for e in entries):
         offsets[stage] = offset
@@ -162,6 +162,7 @@ def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
         dice_axes.legend(fontsize="small")
     for axes in (loss_axes, dice_axes):
         axes.grid(alpha=0.3)
+        axes.locator_params("x", integer=True)
         for x in list(offsets.values())[1:]:
             axes.axvline(x, color="gray", ls=":")
     draft = path.with_suffix(".tmp.png")
