@@ -1,7 +1,7 @@
 """Which way of training serves a site that nobody has seen? Each site is left out in turn.
 
-Optic discs of two sites and retinal vessels of four. With the published skips VM-UNet finds no vessel within 500 steps;
-there the scan networks have those of a U-Net. Within a data set all have the same plan, steps, batches and
+Optic discs of two sites, retinal vessels and polyps of four. With the published skips VM-UNet finds no vessel within 500
+steps; there the scan networks have those of a U-Net. Within a data set all have the same plan, steps, batches and
 geometry of augmentation; the two networks have about as many parameters. The target takes no part in anything; learning
 rates come from a few short runs on source sites. A record's scores are those of all sites pooled, each predicted by the
 weights that never saw it; "domains" has them one by one.
@@ -13,7 +13,11 @@ from studies import Job, Records, difference
 
 PAGE = "docs/benchmarks/domain-generalisation.md"
 SCORES = (("last", "unseen/last"), ("best", "unseen/best"))
-DOMAINS = {"discs": ("drishti_gs", "idrid"), "vessels": ("DRIVE", "CHASEDB1", "STARE", "HRF")}
+DOMAINS = {
+    "discs": ("drishti_gs", "idrid"),
+    "vessels": ("DRIVE", "CHASEDB1", "STARE", "HRF"),
+    "polyps": ("kvasir_seg", "cvc_clinicdb", "bkai_igh_neopolyp", "etis_larib"),
+}
 METHODS = {
     "unet": "U-Net",
     "mamba_sea": "Mamba-Sea",
@@ -50,9 +54,18 @@ def vessels(name: str) -> Job:
     return Job(f"vessels_{name}", config, "vessels", options=options, overrides=overrides, scores=SCORES)
 
 
+def polyps(name: str) -> Job:
+    """One method on polyps, all four centres."""
+    config = "mamba_sea_polyp" if name == "mamba_sea" else f"unseen_sites/{name}"
+    plan = ("--plan", "configs/plans/mamba_sea_polyp.json", "--stages.0.steps", "300")
+    overrides = ("--hold-out", "all", *plan)
+    return Job(f"polyps_{name}", config, "polyp", options=("--source", "polyps"), overrides=overrides, scores=SCORES)
+
+
 JOBS = (
     *(discs(name) for name in METHODS if name != "fourier"),  # which mixes sites: there is one source
     *(vessels(name) for name in METHODS),
+    *(polyps(name) for name in METHODS),
 )
 
 
