@@ -1,6 +1,6 @@
 """Which way of training serves a site that nobody has seen? Each site is left out in turn.
 
-Optic discs of two sites, retinal vessels and polyps of four. With the published skips VM-UNet finds no vessel within 500
+Optic discs of two sites, retinal vessels and polyps of four. With the published skips VM-UNet finds no vessel in 500
 steps; there the scan networks have those of a U-Net. Within a data set all have the same plan, steps, batches and
 geometry of augmentation; the two networks have about as many parameters. The target takes no part in anything; learning
 rates come from a few short runs on source sites. A record's scores are those of all sites pooled, each predicted by the
