@@ -1,9 +1,11 @@
 """The list of sources, what it says, and what it refuses; sets that are not at hand, in small."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from medseg_jax import Dataset, cli
 from medseg_jax.data import sources
+from medseg_jax.data.views import labelled_view
 from medseg_jax.types import UserError
 
 
@@ -120,17 +123,46 @@ def test_idrid_as_released(tmp_path):
     assert Counter(case.split for case in dataset.cases) == {"train": 2, "val": 5, "test": 1}
 
 
-def test_pancreas_joins_the_lists_of_labelled_and_unlabelled_scans(tmp_path):
-    import h5py
+@pytest.fixture
+def pancreas(tmp_path) -> Path:
+    """Twelve labelled scans, two unlabelled ones, two to test; the even ones are longer in z than in x and y."""
+    folder = tmp_path / "src"
+    folder.mkdir()
+    for number in range(1, 17):
+        rng, shape = np.random.default_rng(number), (9, 8, 12 - 5 * (number % 2))
+        with h5py.File(folder / f"{number:04d}.h5", "w") as file:
+            file["image"] = rng.normal(size=shape).astype(np.float32)
+            file["label"] = rng.integers(0, 2, shape).astype(np.uint8)
+    for name, numbers in (("train_lab", range(1, 13)), ("train_unlab", (13, 14)), ("test", (15, 16))):
+        (folder / f"{name}.txt").write_text("".join(f"{number:04d}.h5\n" for number in numbers))
+    return folder
 
-    source = tmp_path / "src"
-    source.mkdir()
-    for number in range(1, 9):
-        with h5py.File(source / f"{number:04d}.h5", "w") as file:
-            file["image"] = np.random.default_rng(number).normal(size=(6, 7, 8)).astype(np.float32)
-            file["label"] = np.random.default_rng(number).integers(0, 2, (6, 7, 8)).astype(np.uint8)
-    for name, numbers in (("train_lab", (1, 2)), ("train_unlab", (3, 4, 5, 6)), ("test", (7, 8))):
-        (source / f"{name}.txt").write_text("".join(f"{number:04d}.h5\n" for number in numbers))
-    dataset = sources.convert("pancreas_nih", source, tmp_path / "dst", quiet=True)
-    assert [case.id[-4:] for case in dataset.subset("test")] == ["0007", "0008"]
-    assert Counter(case.split for case in dataset.cases) == {"train": 4, "val": 2, "test": 2}
+
+def test_pancreas_joins_the_lists_and_reads_every_scan_as_x_y_z(pancreas, tmp_path):
+    dataset = sources.convert("pancreas_nih", pancreas, tmp_path / "dst", quiet=True)
+    assert [case.id for case in dataset.subset("test")] == ["0015", "0016"]
+    assert [case.id for case in dataset.subset("val")] == ["0001", "0006", "0011"]
+    assert len(dataset.subset("train")) == 11
+    for name in ("0001", "0002"):
+        image, label, _ = dataset.load(next(case for case in dataset.cases if case.id == name))
+        with h5py.File(pancreas / f"{name}.h5") as stored:
+            np.testing.assert_array_equal(image[..., 0], stored["image"][()].T)
+            np.testing.assert_array_equal(label, stored["label"][()].T)
+
+
+def test_the_papers_protocol_validates_on_the_test_scans_and_frees_their_labelled_ones(pancreas, tmp_path):
+    split = "train=train.list,val=test.list"
+    dataset = sources.convert("pancreas_nih", pancreas, tmp_path / "dst", quiet=True, split=split)
+    assert [case.id for case in Dataset.open(tmp_path / "dst").subset("val")] == ["0015", "0016"]
+    twelve = tuple(f"{number:04d}" for number in range(1, 13))
+    assert [case.id for case in labelled_view(dataset, twelve).subset("train")] == list(twelve)
+
+    atria, names = tmp_path / "la", "ABCDE"
+    for name in names:
+        (atria / name).mkdir(parents=True)
+        shutil.copy(pancreas / "0001.h5", atria / name / "mri_norm2.h5")
+    (atria / "train.list").write_text("\n".join(names[:4]))
+    (atria / "test.list").write_text(names[4])
+    dataset = sources.convert("la2018", atria, tmp_path / "dst2", quiet=True, split=split)
+    assert [case.id for case in dataset.subset("val")] == ["E"]
+    assert [case.id for case in labelled_view(dataset, 4).subset("train")] == list("ABCD")

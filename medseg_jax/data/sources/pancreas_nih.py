@@ -33,8 +33,9 @@ pancreas/
 """,
     needs=("*.h5|Pancreas_h5/*.h5",),
     split="By the lists; they name nobody for validation, so every fifth training scan validates (our rule): the papers choose "
-    "their model on the test scans, we do not. Few labels: the papers' 20 % are the scans 0001 to 0012. The spacing of the "
-    "copies is not stored and taken as 1 mm (our choice).",
-    options=Options(layout="arrays", classes="pancreas", spacing="1,1,1"),
+    "their model on the test scans, we do not. Few labels: the papers' 20 % are the scans 0001 to 0012, of which 0001, 0006 and "
+    "0011 validate by our rule, so that they cannot be named as labelled. --split train=train.list,val=test.list repeats the "
+    "papers' protocol: the test scans validate. The spacing of the copies is not stored and taken as 1 mm (our choice).",
+    options=Options(layout="arrays", classes="pancreas", spacing="1,1,1", axes="xyz"),
     arrange=arrange,
 )
