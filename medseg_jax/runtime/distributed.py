@@ -4,6 +4,8 @@ All processes run the same command. They find each other by SLURM (srun), Open M
 
     COORDINATOR_ADDRESS=host:port NUM_PROCESSES=2 PROCESS_ID=0 medseg train ...
 
+The only process of a node trains on all devices of the node; of several that SLURM or Open MPI starts there, each on one.
+
 Process 0 decides whatever depends on files or signals and tells the others, so that all take the same branch: a
 collective operation that one process alone enters would wait for ever.
 """
@@ -13,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +51,7 @@ def join(environment: Mapping[str, str] = os.environ) -> bool:
     given = {name: environment[name] for name in VARIABLES if environment.get(name)}
     if not given and not _launched(environment):
         return False
-    options = {}
+    options: dict[str, Any] = {}
     if given:
         try:
             options = {
@@ -63,6 +66,9 @@ def join(environment: Mapping[str, str] = os.environ) -> bool:
                 expected="all three: COORDINATOR_ADDRESS=host:port NUM_PROCESSES=2 PROCESS_ID=0",
                 remedy=f"set them, or unset {', '.join(given)} to train in one process",
             ) from None
+    if _alone_on_its_node(environment) and not environment.get("JAX_LOCAL_DEVICE_IDS"):
+        # Restricted to none in particular: all. With None, JAX reads a rank off SLURM or Open MPI, and takes one GPU.
+        options["local_device_ids"] = []
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -86,6 +92,14 @@ def _launched(environment: Mapping[str, str]) -> bool:
         or more_than_one("MEGASCALE_NUM_SLICES")
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     )
+
+
+def _alone_on_its_node(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM or Open MPI has put one process on each node. JAX, too, asks Open MPI first: srun may start it."""
+    if local := environment.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return local == "1"
+    tasks = environment.get("SLURM_STEP_NUM_TASKS")
+    return tasks is not None and tasks == environment.get("SLURM_STEP_NUM_NODES")
 
 
 def from_main(value: int) -> int:

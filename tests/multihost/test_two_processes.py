@@ -3,8 +3,12 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +18,11 @@ from medseg_jax.runtime.run import open_run
 from medseg_jax.types import UserError
 from runs import STEPS, end, finish, last, losses, start, start_several, wait_for_step, write_config
 
+GPUS = """
+from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES
+from medseg_jax.runtime.distributed import join
+print(join(), CUDA_VISIBLE_DEVICES.value)
+"""
 FSDP = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
 
 
@@ -112,6 +121,40 @@ def test_an_error_of_one_process_ends_both(config, tmp_path):
         finally:
             end(processes)
     assert processes[1].returncode not in (0, None)
+
+
+@pytest.mark.parametrize(("nodes", "devices"), [("2", ["all", "all"]), ("1", ["0", "1"])])
+def test_slurm_gives_the_only_process_of_a_node_all_of_its_gpus(nodes, devices):
+    """Two tasks of a step, as srun starts them, ask JAX itself: on two nodes each has all, on one node one each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    step |= {"SLURM_STEP_NUM_NODES": nodes, "JAX_COORDINATOR_PORT": port}
+    tasks = []
+    for i in ("0", "1"):
+        env = {**os.environ, **step, "SLURM_PROCID": i, "SLURM_LOCALID": i if nodes == "1" else "0"}
+        tasks.append(subprocess.Popen([sys.executable, "-c", GPUS], env=env, stdout=subprocess.PIPE, text=True))
+    assert [task.communicate(timeout=200)[0].split() for task in tasks] == [["True", which] for which in devices]
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, None),
+        # mpirun in a SLURM job: its daemon is one task a node, the processes are not.
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, None),
+        ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "JAX_LOCAL_DEVICE_IDS": "1,2"}, None),
+    ],
+)
+def test_who_shares_a_node_or_says_which_devices_is_left_to_jax(monkeypatch, environment, devices):
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.update(options))
+    join(environment)
+    assert asked["heartbeat_timeout_seconds"] == PATIENCE
+    assert asked.get("local_device_ids") == devices
 
 
 def test_one_process_joins_nobody():
