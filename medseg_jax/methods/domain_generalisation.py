@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medseg_jax.methods.mamba_sea import at_each_call, lsa, style
+from medseg_jax.methods.mamba_sea import at_each_call, lsa, style, unit_range
 from medseg_jax.methods.objective import Tree
 from medseg_jax.methods.supervised import Supervised
 
@@ -80,6 +80,9 @@ class FourierMixing(Supervised):
 
         A' = (1 - w) A_i + w A_j at low frequencies, w ~ U(0, strength);     image' = inverse FFT of A' exp(i phase_i)
 
+    Images are brought to [0, 1] for it (`unit_range`): the mean of an image that is centred at zero has a sign, which
+    the phase would keep, so that a dark image mixed with a bright one would become darker.
+
     Attributes:
         probability: of each image to be mixed.
         strength: largest share of the other image's amplitude.
@@ -95,13 +98,14 @@ class FourierMixing(Supervised):
         return super().forward(params, stats, self.mix(mix_key, image), net_key)
 
     def mix(self, key: Array, image: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
-        """Images with mixed amplitude spectra."""
+        """Images, on the plan's scale, with mixed amplitude spectra."""
+        lowest, span = unit_range(image, self.task.plan)
         gate, order, share = jax.random.split(key, 3)
         scalar = (len(image), *(1,) * (image.ndim - 1))
         chosen = jax.random.bernoulli(gate, self.probability, scalar)
         w = jnp.where(chosen, jax.random.uniform(share, scalar, maxval=self.strength), 0)
         axes, sides = tuple(range(1, image.ndim - 1)), image.shape[1:-1]
-        spectrum = jnp.fft.fftn(image, axes=axes)
+        spectrum = jnp.fft.fftn((image - lowest) / span, axes=axes)
         amplitude = jnp.abs(spectrum)
         other = amplitude[jax.random.permutation(order, len(image))]
         # frequencies are k / n in -0.5 ... 0.5
@@ -109,4 +113,4 @@ class FourierMixing(Supervised):
         inside = np.zeros(sides, bool)
         inside[low] = True
         ratio = jnp.where(inside[..., None], 1 - w + w * other / jnp.maximum(amplitude, 1e-6), 1)
-        return jnp.fft.ifftn(spectrum * ratio, axes=axes).real
+        return jnp.fft.ifftn(spectrum * ratio, axes=axes).real * span + lowest

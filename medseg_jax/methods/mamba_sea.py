@@ -20,7 +20,7 @@ that its numbers come from, and today's code differ:
     head     m T(T(x)) + (1 - m) T(x)     what it does now; both T with the statistics of x
 
 `as_run` is DSU (Li et al., ICLR 2022) on the outputs of the scan. A hook of the network, `perturb`, calls it: VM-UNet's
-after each of the four scans of every block; U-Net's after every stage. LSA and GVA work with any network that has it.
+after each of the four scans of every block, all others after each stage of the encoder.
 
 Where this departs from the released code:
 * The statistics are those of the global batch, whatever number of devices it lies on. LSA acts in training alone.
@@ -88,11 +88,14 @@ class MambaSea(Supervised):
     def __post_init__(self):
         if self.lsa not in ("paper", "as_run", "head", "off"):
             raise UserError("Unknown mode of LSA", found=self.lsa, expected='"as_run", "paper", "head" or "off"')
+        for name in ("lsa_probability", "lsa_window", "gva_keep"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"MambaSea: {name} is a share", found=str(share), expected="0 to 1")
 
     @cached_property
     def gva_fn(self) -> Fn:
         """GVA as pure functions."""
-        return Fn(lambda rngs: GVA(self.task.in_channels, rngs))
+        return Fn(lambda rngs: GVA(self.task.in_channels, rngs, self.task.plan.dim))
 
     def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
         params, stats = {}, {}
@@ -261,13 +264,13 @@ def spread(statistic: Float[Array, "b 1 d"]) -> Float[Array, "1 1 d"]:
 
 
 class GVA(nnx.Module):
-    """A learned change of appearance: 3 x 3 convolutions that keep the channels (258 parameters for three of them).
+    """A learned change of appearance: convolutions that keep the channels (258 parameters for three in 2-D).
 
     As the network of SCI (Ma et al., CVPR 2022) for dark images: one block, used three times over, with a residual.
     """
 
-    def __init__(self, channels: int, rngs: nnx.Rngs):
-        self.enter, self.block, self.leave = (Conv3x3(channels, rngs) for _ in range(3))
+    def __init__(self, channels: int, rngs: nnx.Rngs, dim: int = 2):
+        self.enter, self.block, self.leave = (Conv3(channels, dim, rngs) for _ in range(3))
         self.norm = Norm("instance", channels, slope=0.0)
 
     def __call__(self, x: Float[Array, "b *s c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b *s c"]:
@@ -282,17 +285,16 @@ class GVA(nnx.Module):
         return jnp.clip((y - low) / (high - low + 1e-8), 1e-4, 1)
 
 
-class Conv3x3(nnx.Module):
-    """Convolution in a plane that keeps the channels, with PyTorch's default initialisation."""
+class Conv3(nnx.Module):
+    """Convolution of size 3 that keeps the channels, with PyTorch's default initialisation."""
 
-    def __init__(self, channels: int, rngs: nnx.Rngs):
-        bound = (9 * channels) ** -0.5
-        self.kernel = nnx.Param(
-            jax.random.uniform(rngs.params(), (3, 3, channels, channels), minval=-bound, maxval=bound)
-        )
+    def __init__(self, channels: int, dim: int, rngs: nnx.Rngs):
+        bound = (3**dim * channels) ** -0.5
+        shape = (*(3,) * dim, channels, channels)
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
         self.bias = nnx.Param(jax.random.uniform(rngs.params(), (channels,), minval=-bound, maxval=bound))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
         return conv(x, self.kernel[...], 1, "SAME") + self.bias[...]
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medseg_jax.models.blocks import Conv, ConvBlock, default_init, dropout, max_pool
-from medseg_jax.models.network import Network
+from medseg_jax.models.network import Network, Perturb
 from medseg_jax.types import UserError
 
 DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -37,6 +37,10 @@ class BCPUNet(Network):
 
     width: int = 16
     dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise UserError("BCPUNet has no channels", found=f"width={self.width}", expected="1 or more")
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "BCPUNetModule":
         """The network with fresh parameters (PyTorch's default, as released) from the stream "params" of `rngs`."""
@@ -61,15 +65,23 @@ class BCPUNetModule(nnx.Module):
         self.head = Conv(widths[0], out_channels, (3, 3), **plain)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b h w k"]]:
-        """Logits. UserError unless h and w are multiples of 16. Dropout wants `rngs` in training."""
+        """Logits. UserError unless h and w are multiples of 16. Dropout wants `rngs` in training.
+
+        `perturb` acts on the output of each encoder level, skips included.
+        """
         if x.ndim != 4 or any(n % 16 for n in x.shape[1:-1]):
             found, expected = " x ".join(map(str, x.shape[1:-1])), "two axes, each a multiple of 16"
             raise UserError("BCPUNet cannot take images of this size", found=found, expected=expected)
         skips = []
         for i, level in enumerate(self.encoder):
             x = level(x if i == 0 else max_pool(x), train, rngs)
+            x = x if perturb is None else perturb(x)
             skips.append(x)
         for up, level, skip in zip(self.up, self.decoder, reversed(skips[:-1]), strict=True):
             x = level(jnp.concatenate([skip, double(up(x))], -1), train, rngs)

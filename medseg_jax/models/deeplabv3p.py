@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 
 from medseg_jax.models.blocks import Conv, Norm, default_init, dropout
 from medseg_jax.models.efficientnet import EfficientNetEncoder
-from medseg_jax.models.network import Network
+from medseg_jax.models.network import Network, Perturb
 from medseg_jax.models.resnet import ResNetEncoder
 from medseg_jax.types import UserError
 
@@ -102,9 +102,16 @@ class DeepLabV3PlusModule(nnx.Module):
         self.head = Conv(width, out_channels, (1, 1), **plain)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b h w k"], ...]:
-        """Logits, as a tuple of one. UserError unless both sides are multiples of the output stride."""
+        """Logits, as a tuple of one. UserError unless both sides are multiples of the output stride.
+
+        `perturb` acts on the encoder's five features.
+        """
         h, w = x.shape[1:3]
         if h % self.output_stride or w % self.output_stride:
             raise UserError(
@@ -113,7 +120,7 @@ class DeepLabV3PlusModule(nnx.Module):
                 expected=f"multiples of {self.output_stride}",
                 remedy="change patch_size in plan.json",
             )
-        _, low, *_, deep = self.encoder(x, train, rngs)
+        _, low, *_, deep = self.encoder(x, train, rngs, perturb)
         y = self.after(self.aspp(deep, train, rngs), train)
         y = resize_aligned(y, low.shape[1:3])
         y = self.fuse(jnp.concatenate([y, self.low(low, train)], -1), train)

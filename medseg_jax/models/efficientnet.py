@@ -29,7 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medseg_jax.models.blocks import Conv, Norm
-from medseg_jax.models.network import Network
+from medseg_jax.models.network import Network, Perturb
 from medseg_jax.types import UserError
 
 type Variant = Literal["b0", "b1", "b2", "b3"]
@@ -125,15 +125,21 @@ class EfficientNetEncoder(nnx.Module):
         self.channels = (width(32, variant), *(channels[end - 1] for end in self.ends))
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Five features, largest first. Training wants `rngs` unless `drop_connect` is 0."""
+        """Five features, largest first, each changed by `perturb`. Training wants `rngs` unless `drop_connect` is 0."""
         x = jax.nn.swish(self.norm(self.stem(x), train))
+        x = x if perturb is None else perturb(x)
         features = [x]
         for number, block in enumerate(self.blocks):
             rate = self.drop_connect * number / len(self.blocks)
             x = block(x, train, rate, rngs)
             if number + 1 in self.ends:
+                x = x if perturb is None else perturb(x)
                 features.append(x)
         return tuple(features)
 
@@ -236,9 +242,13 @@ class EfficientUNetModule(nnx.Module):
         self.head = Conv(below, out_channels, (3, 3), **plain)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b h w k"], ...]:
-        """Logits. UserError unless both sides are multiples of 32."""
+        """Logits. UserError unless both sides are multiples of 32. `perturb` acts on the encoder's five features."""
         if any(n % 32 for n in x.shape[1:-1]):
             raise UserError(
                 "EfficientUNet cannot take images of this size",
@@ -246,7 +256,7 @@ class EfficientUNetModule(nnx.Module):
                 expected="multiples of 32",
                 remedy="change patch_size in plan.json",
             )
-        *skips, x = self.encoder(x, train, rngs)
+        *skips, x = self.encoder(x, train, rngs, perturb)
         for block, skip in zip(self.decoder, (*reversed(skips), None), strict=True):
             x = block(x, skip, train)
         return (self.head(x).astype(jnp.float32),)

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from medseg_jax.models.blocks import Conv, Norm
+from medseg_jax.models.network import Perturb
 from medseg_jax.types import UserError
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -67,16 +68,22 @@ class ResNetEncoder(nnx.Module):
         self.channels = (64, *(WIDEN * 64 * 2**number for number in range(4)))
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Five features, largest first."""
+        """Five features, largest first, each changed by `perturb`."""
         del rngs
         x = self.norm(self.stem(x), train)
+        x = x if perturb is None else perturb(x)
         features = [x]
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
         for stage in self.stages:
             for block in stage:
                 x = block(x, train)
+            x = x if perturb is None else perturb(x)
             features.append(x)
         return tuple(features)
 

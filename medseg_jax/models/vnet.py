@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medseg_jax.models.blocks import Conv, ConvBlock, ConvTranspose, Norm, default_init, dropout
-from medseg_jax.models.network import Network
+from medseg_jax.models.network import Network, Perturb
 from medseg_jax.types import UserError
 
 DOWN, UP = (1, 2, 3, 3, 3), (3, 3, 2, 1)
@@ -38,6 +38,10 @@ class VNet(Network):
     width: int = 16
     dropout: float = 0.5
     dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise UserError("VNet has no channels", found=f"width={self.width}", expected="1 or more")
 
     def build(self, in_channels: int, out_channels: int, rngs: nnx.Rngs) -> "VNetModule":
         """The network with fresh parameters (PyTorch's default, as released) from the stream "params" of `rngs`."""
@@ -64,18 +68,25 @@ class VNetModule(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(
-        self, x: Float[Array, "b d h w c"], train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b d h w c"],
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
     ) -> tuple[Float[Array, "b d h w k"]]:
-        """Logits. UserError unless every axis is a multiple of 16. Dropout wants `rngs` in training."""
+        """Logits. UserError unless every axis is a multiple of 16. Dropout wants `rngs` in training.
+
+        `perturb` acts on the output of each encoder level, skips included.
+        """
         if x.ndim != 5 or any(n % 16 for n in x.shape[1:-1]):
             found, expected = " x ".join(map(str, x.shape[1:-1])), "three axes, each a multiple of 16"
             raise UserError("VNet cannot take images of this size", found=found, expected=expected)
-        x = self.encoder[0](x, train)
         skips = []
-        for down, level in zip(self.down, self.encoder[1:], strict=True):
+        for down, level in zip([None, *self.down], self.encoder, strict=True):
+            x = level(x if down is None else down(x, train), train)
+            x = x if perturb is None else perturb(x)
             skips.append(x)
-            x = level(down(x, train), train)
-        x = dropout(x, self.dropout, train, rngs)
+        x = dropout(skips.pop(), self.dropout, train, rngs)
         for up, level, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = level(up(x, train) + skip, train)
         return (self.head(dropout(x, self.dropout, train, rngs)).astype(jnp.float32),)

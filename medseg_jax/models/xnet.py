@@ -12,8 +12,9 @@ both: at the two shallow levels with those of H, at the two deep ones with those
 The released network is XNet v2 without a change. In 2-D nearest neighbours and a convolution go up and the skip comes
 first in the concatenation; in 3-D a transposed convolution goes up and the skip comes last.
 
-Two ways to call it: `module(x, low=low, high=high)` as WT-BCP does, and `module(x)` like any network, where all three
-branches see x ("the method minus its wavelets"). Both give the logits of M, L and H; M comes first and predicts.
+Two ways to call it. `module(x, low=low, high=high)`, as WT-BCP does, gives the logits of M, L and H; M comes first and
+predicts. `module(x)`, as all other methods do, gives those of M alone, and all branches see x: the encoders of L and H
+take part by the fused skips, their decoders (and what lies too deep in them to be fused) learn nothing.
 
 Parameters with 1 input and 4 (2-D) or 2 (3-D) output channels. The convolutions keep the biases that batch norm takes
 away again, for the count to be the publication's:
@@ -36,7 +37,7 @@ from jaxtyping import Array, Float
 
 from medseg_jax.data.plan import Plan
 from medseg_jax.models.blocks import Conv, ConvBlock, ConvTranspose, default_init, max_pool, rematerialised
-from medseg_jax.models.network import Network
+from medseg_jax.models.network import Network, Perturb
 from medseg_jax.types import UserError
 
 LEVELS = 5
@@ -59,6 +60,10 @@ class XNet(Network):
     width: int | None = None
     remat: bool = False
     dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.width is not None and self.width < 1:
+            raise UserError("XNet has no channels", found=f"width={self.width}", expected="1 or more, or None")
 
     def from_plan(self, plan: Plan) -> Self:
         """Takes the number of axes from the plan."""
@@ -85,7 +90,7 @@ class XNetModule(nnx.Module):
     """Three branches and the fusion of their skips."""
 
     def __init__(self, config: XNet, dim: int, in_channels: int, out_channels: int, rngs: nnx.Rngs):
-        widths = [(config.width or WIDTHS[dim]) * 2**i for i in range(LEVELS)]
+        widths = [(WIDTHS[dim] if config.width is None else config.width) * 2**i for i in range(LEVELS)]
         options = {"norm": "batch", "slope": 0.0, "bias": True, "dtype": config.dtype, "rngs": rngs}
 
         def branch(*has_skip: bool) -> Branch:
@@ -103,16 +108,18 @@ class XNetModule(nnx.Module):
         x: Float[Array, "b *s c"],
         train: bool = False,
         rngs: nnx.Rngs | None = None,
+        perturb: Perturb | None = None,
         *,
         low: Float[Array, "b *s c"] | None = None,
         high: Float[Array, "b *s c"] | None = None,
     ) -> tuple[Float[Array, "b *s k"], ...]:
-        """Logits of M, L and H, all of full resolution, in training and prediction alike.
+        """Logits of M, L and H; of M alone without `low` and `high`. All of full resolution, also in prediction.
 
         Args:
             x: the image, multiples of 16 voxels an axis (UserError otherwise).
             train: normalise with the batch's statistics and update the running ones.
             rngs: not used; there is no dropout.
+            perturb: acts on the output of each encoder level, of M first, then L and H.
             low: its low frequencies, of x's size; x itself where None.
             high: its high frequencies, likewise.
         """
@@ -125,7 +132,7 @@ class XNetModule(nnx.Module):
                 remedy="change patch_size in plan.json",
             )
         m, l, h = (  # noqa: E741  # the paper's letters
-            branch.encode(image, train)
+            branch.encode(image, train, perturb)
             for branch, image in (
                 (self.main, x),
                 (self.low, x if low is None else low),
@@ -137,8 +144,11 @@ class XNetModule(nnx.Module):
             run(fuse, jnp.concatenate([skip, partner], -1), train, self.remat)
             for fuse, skip, partner in zip(self.fusion, m[:-1], partners, strict=True)
         ]
+        main = self.main.decode(m[-1], fused, train)
+        if low is None and high is None:
+            return (main,)  # a method that does not know of three heads would take them for scales
         return (
-            self.main.decode(m[-1], fused, train),
+            main,
             self.low.decode(l[-1], [*l[:2], *fused[2:]], train),
             self.high.decode(h[-1], [*fused[:2], *h[2:4]], train),
         )
@@ -168,11 +178,12 @@ class Branch(nnx.Module):
         self.head = Conv(widths[0], out_channels, (1,) * dim, **plain)
         self.dim, self.has_skip, self.remat = dim, tuple(has_skip), remat
 
-    def encode(self, x: Array, train: bool) -> list[Array]:
+    def encode(self, x: Array, train: bool, perturb: Perturb | None) -> list[Array]:
         """Features of every level, full resolution first."""
         features = []
         for i, stage in enumerate(self.encoder):
             x = run(stage, x if i == 0 else max_pool(x), train, self.remat)
+            x = x if perturb is None else perturb(x)
             features.append(x)
         return features
 

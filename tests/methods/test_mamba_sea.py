@@ -61,6 +61,21 @@ def test_every_parameter_learns_on_every_network(net, mode):
         assert np.abs(g).max() > 0, path
 
 
+def test_volumes_have_a_gva_of_their_own():
+    plan = replace(PLAN, dim=3, patch_size=(8, 8, 8), strides=((1, 1, 1),), kernel_sizes=((3, 3, 3),))
+    method = MambaSea(UNet.isotropic(3, 4, 8)).bind(replace(TASK, plan=plan))
+    image = jax.ShapeDtypeStruct((2, 8, 8, 8, 3), jnp.float32)
+    params, _ = jax.eval_shape(method.init, jax.random.key(0), {"image": image})
+    assert params["gva"]["enter"]["kernel"].shape == (3, 3, 3, 3, 3)
+    assert jax.eval_shape(method.change, params, image, jax.random.key(0)).shape == image.shape
+
+
+@pytest.mark.parametrize("setting", [{"lsa": "all"}, {"lsa_window": 1.5}, {"lsa_probability": -0.1}, {"gva_keep": 3}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(UserError, match=r"LSA|share"):
+        MambaSea(U_NET, **setting)
+
+
 def test_one_network_has_half_the_parameters_and_the_gradient_of_both_branches():
     two, params, aux = started(MambaSea(U_NET, lsa="off"))
     one, shared, _ = started(MambaSea(U_NET, lsa="off", one_network=True))
@@ -197,7 +212,7 @@ def test_fourier_mixing_keeps_phases_and_high_frequencies():
     method = FourierMixing(U_NET, probability=1.0, band=0.3).bind(TASK)
     image = batch()["image"]
     mixed = method.mix(jax.random.key(0), image)
-    before, after = (np.fft.fft2(v, axes=(1, 2)) for v in (image, mixed))
+    before, after = (np.fft.fft2(50 * v + 100, axes=(1, 2)) / 255 for v in (image, mixed))
     far = np.abs(np.fft.fftfreq(16)) > 0.15
     outside = far[:, None] | far[None]
     np.testing.assert_allclose(before[:, outside], after[:, outside], atol=2e-3)
@@ -205,6 +220,18 @@ def test_fourier_mixing_keeps_phases_and_high_frequencies():
     assert not np.allclose(np.abs(before[:, ~outside]), np.abs(after[:, ~outside]), rtol=0.05)
     same = method.mix(jax.random.key(0), jnp.repeat(image[:1], 4, 0))
     np.testing.assert_allclose(same, jnp.repeat(image[:1], 4, 0), atol=1e-4)
+
+
+def test_fourier_mixing_makes_a_dark_image_brighter_when_it_meets_a_bright_one():
+    """The plan's scale has its zero in the middle, where a dark image's mean is negative."""
+    light = jnp.array([20.0, 60.0, 180.0, 220.0])[:, None, None, None]
+    image = (light + 20 * jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)) - 100) / 50
+    method = FourierMixing(U_NET, probability=1.0).bind(TASK)
+    means = np.asarray([method.mix(jax.random.key(i), image).mean((1, 2, 3)) for i in range(8)])
+    dark, *_, bright = np.asarray(image.mean((1, 2, 3)))
+    assert means.min() > dark - 0.01
+    assert means.max() < bright + 0.01
+    assert means[:, 0].max() > dark + 0.5
 
 
 # ---------------------------------------------------------------------------------------------------- several devices
@@ -222,7 +249,7 @@ functions = {
     "lsa paper": lambda x: t.ms.lsa(key, x, "paper", 1.0),
     "gva": lambda x: sea.change(params, x, key),
     "mixstyle": lambda x: t.MixStyle(t.U_NET, probability=1.0).mix(key, x),
-    "fourier": lambda x: t.FourierMixing(t.U_NET, probability=1.0).mix(key, x),
+    "fourier": lambda x: t.FourierMixing(t.U_NET, probability=1.0).bind(t.TASK).mix(key, x),
 }
 image = np.asarray(t.batch()["image"])
 w = np.random.default_rng(0).normal(size=image.shape).astype("f4")
