@@ -87,7 +87,9 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON meant for editing by hand."""
-        Path(path).write_text(_to_json(self), encoding="utf-8")
+        draft = Path(f"{path}.tmp")
+        draft.write_text(_to_json(self), encoding="utf-8")
+        draft.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

@@ -11,7 +11,6 @@ checkpoints, and in run.json nothing but what others need.
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from medseg_jax import config as configs
 from medseg_jax.data.dataset import read_description
 from medseg_jax.data.plan import Plan
 from medseg_jax.methods.objective import Objective, Task, Tree
+from medseg_jax.paths import safe_name
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree, verify_manifest
 from medseg_jax.runtime.tensors import load_tree
 from medseg_jax.types import Labels, UserError
@@ -168,7 +168,7 @@ def folds_of(path: Path) -> list[Path]:
 
 def class_folder(out: Path, name: str) -> Path:
     """Where a run that is trained class by class keeps a class."""
-    return out / f"class_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}"
+    return out / f"class_{safe_name(name)}"
 
 
 def is_by_class(path: Path) -> bool:

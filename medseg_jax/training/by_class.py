@@ -87,7 +87,9 @@ def train_by_class(
 
 
 def _remember(out: Path, names: Sequence[str]) -> None:
-    """classes.json; what is there must agree."""
+    """classes.json, written by the first process alone; what is there must agree."""
+    import jax
+
     file = out / "classes.json"
     if file.is_file() and (before := json.loads(file.read_text(encoding="utf-8"))) != list(names):
         raise UserError(
@@ -97,7 +99,19 @@ def _remember(out: Path, names: Sequence[str]) -> None:
             expected=", ".join(before),
             remedy="choose another --out",
         )
-    file.write_text(json.dumps(list(names)), encoding="utf-8")
+    folders: dict[Path, str] = {}
+    for name in names:
+        if (other := folders.setdefault(class_folder(out, name), name)) != name:
+            raise UserError(
+                "The runs of two classes would share a folder",
+                file=class_folder(out, name),
+                found=f"{other}, {name}",
+                remedy="rename one of them in dataset.json",
+            )
+    if not file.is_file() and jax.process_index() == 0:
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps(list(names), ensure_ascii=False), encoding="utf-8")
+        draft.rename(file)
 
 
 def finished(config: Config, folder: Path) -> bool:

@@ -13,7 +13,6 @@ other domains.
 
 import json
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from medseg_jax.config import Config
 from medseg_jax.data import io, synthetic
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import class_view, hold_out_view
+from medseg_jax.paths import safe_name
 from medseg_jax.runtime.log import say
 from medseg_jax.types import UserError
 
@@ -32,7 +32,7 @@ UNTOUCHED: dict[str, Any] = {"postprocessing": "none", "overwrite": True}
 
 def hold_out_folder(out: Path, domain: str, kind: str = "hold_out") -> Path:
     """Where the run without a domain lies."""
-    return out / f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain)}"
+    return out / f"{kind}_{safe_name(domain)}"
 
 
 def train_hold_out(
@@ -58,11 +58,11 @@ def train_hold_out(
         `out`.
 
     Raises:
-        UserError, Interrupted: as `train`; no such domain, or no other one to train on.
+        UserError, Interrupted: as `train`; no such domain, none of its cases has a label, or no other one to train on;
+            a domain that was held out here before had another config.
     """
     import jax
 
-    from medseg_jax.training.prepare import refuse_other_config
     from medseg_jax.training.train import train
 
     out, dataset = Path(out), synthetic.open_data(config.data)
@@ -74,10 +74,10 @@ def train_hold_out(
         )
     domains = _domains(dataset) if domain is None else [domain]
     views = {name: hold_out_view(dataset, name) for name in domains}
+    _refuse(config, out, dataset, domains, fresh)
     for name, view in views.items():
         folder, one = hold_out_folder(out, name), replace(config, hold_out=name)
         if _is_scored(folder) and not fresh:
-            refuse_other_config(one, folder, view)
             say(f"{name}: finished already")
         else:
             say(f"held out: {name} ({len(_target(view, name))} labelled cases): {folder}")
@@ -105,6 +105,32 @@ def _domains(dataset: Dataset) -> list[str]:
             remedy="medseg data convert --domain-from PATTERN takes them from folders or file names",
         )
     return found
+
+
+def _refuse(config: Config, out: Path, dataset: Dataset, domains: list[str], fresh: bool) -> None:
+    """Raises before anything is trained: what cannot be scored or told apart, and what may not be pooled."""
+    from medseg_jax.training.prepare import refuse_other_config
+
+    folders: dict[Path, str] = {}
+    for name in domains:
+        if not _target(dataset, name):
+            raise UserError(
+                "No case of the domain to hold out has a label, so that nothing could be scored",
+                file=dataset.root / "dataset.json",
+                found=f"{sum(case.domain == name for case in dataset.cases)} cases of {name}, none labelled",
+                remedy="hold another domain out; to train without this one, give its cases the split test",
+            )
+    for name in dataset.domains:
+        folder = hold_out_folder(out, name)
+        if (other := folders.setdefault(folder, name)) != name:
+            raise UserError(
+                "The runs of two domains would share a folder",
+                file=folder,
+                found=f"{other}, {name}",
+                remedy='rename one of them in dataset.json, under "medseg", "cases"',
+            )
+        if _is_scored(folder) and not (fresh and name in domains):
+            refuse_other_config(replace(config, hold_out=name), folder, hold_out_view(dataset, name))
 
 
 def _target(dataset: Dataset, domain: str) -> tuple[str, ...]:
@@ -190,14 +216,19 @@ def table(rows: dict[str, Any]) -> str:
         "|---" * (len(columns) + 4) + "|",
     ]
     for domain, row in rows.items():
-        scores = [f"{row[name]['mean']['dice']:.3f}" if name in row else "" for name in columns]
+        scores = [_number(row[name]["mean"]["dice"], 3) if name in row else "" for name in columns]
         low, high = row["last"]["ci95"]["dice"]
-        scores[columns.index("last")] += f" ({low:.3f} – {high:.3f})"
-        far = [f"{row['last']['mean'][metric]:.2f} {row['last']['unit']}" for metric in ("hd95", "assd")]
+        if low is not None:  # there is no interval with one patient
+            scores[columns.index("last")] += f" ({low:.3f} – {high:.3f})"
+        far = [f"{_number(row['last']['mean'][metric], 2)} {row['last']['unit']}" for metric in ("hd95", "assd")]
         lines.append(f"| {domain} | {row['last']['cases']} | {' | '.join([*scores, *far])} |")
     means = []
     for name in columns:
-        there = [row[name]["mean"]["dice"] for row in rows.values() if name in row]
-        means.append(f"{sum(there) / len(there):.3f}")
+        there = [d for row in rows.values() if name in row and (d := row[name]["mean"]["dice"]) is not None]
+        means.append(_number(sum(there) / len(there) if there else None, 3))
     lines.append(f"| mean of domains | | {' | '.join(means)} | | |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

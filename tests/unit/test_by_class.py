@@ -16,7 +16,7 @@ from medseg_jax.data.views import class_view
 from medseg_jax.evaluation.metrics.pr import ScoreHistogram
 from medseg_jax.inference.merge import one_map
 from medseg_jax.runtime.run import open_run, open_runs
-from medseg_jax.training.by_class import best_threshold
+from medseg_jax.training.by_class import _remember, best_threshold
 
 LESIONS = Labels.overlapping("MA", "HE", "EX", "SE", "OD")
 
@@ -55,6 +55,15 @@ def test_what_is_no_choice_is_refused():
 
 
 # ---------------------------------------------------------------- merging
+
+
+def test_classes_whose_folders_would_be_one_are_refused(tmp_path):
+    _remember(tmp_path, ["肝", "脾"])
+    _remember(tmp_path, ["肝", "脾"])
+    with pytest.raises(UserError, match="other classes"):
+        _remember(tmp_path, ["肝"])
+    with pytest.raises(UserError, match="share a folder"):
+        _remember(tmp_path / "new", ["left lung", "left_lung"])
 
 
 def test_rules_of_merging():

@@ -18,7 +18,7 @@ from medseg_jax.data.views import hold_out_view
 from medseg_jax.evaluation.verify import verify
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.models.unet import UNet
-from medseg_jax.training.hold_out import train_hold_out
+from medseg_jax.training.hold_out import hold_out_folder, table, train_hold_out
 from medseg_jax.training.train import train
 from medseg_jax.types import Case, Labels, UserError
 
@@ -160,6 +160,50 @@ def test_a_data_set_of_one_site_is_refused(tmp_path):
         train_hold_out(config(single.root, tmp_path / "cache"), tmp_path / "run")
     with pytest.raises(UserError, match="nothing left"):
         train(replace(config(single.root, tmp_path / "cache"), hold_out="site0"), tmp_path / "run")
+
+
+def test_what_cannot_be_scored_or_told_apart_is_refused_before_any_training(phantoms, held, tmp_path):
+    same = config(phantoms.root, held.parent / "cache")
+    out = tmp_path / "run"
+    shutil.copytree(held / "hold_out_site0", out / "hold_out_site0")
+    with pytest.raises(UserError, match="another config"):  # site0 would be pooled with it
+        train_hold_out(replace(same, seed=3), out, "site1")
+    assert not (out / "hold_out_site1").exists()
+
+    root = tmp_path / "data"
+    shutil.copytree(phantoms.root, root)
+    document = json.loads((root / "dataset.json").read_text())
+    theirs = document["medseg"]["cases"]
+    of_site1 = [name for name, case in theirs.items() if case["domain"] == "site1"]
+    for name in of_site1:
+        theirs[name]["domain"] = "site 2"
+    for name in (n for n, case in theirs.items() if case["domain"] == "site2"):
+        theirs[name]["domain"] = "site_2"
+    (root / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="share a folder"):
+        train_hold_out(replace(same, data=str(root)), tmp_path / "shared")
+    (root / "imagesUn").mkdir()
+    for name in of_site1:
+        theirs[name]["domain"] = "北京"
+        theirs[name].pop("split", None)
+        for image in root.glob(f"imagesT?/{name}_*"):
+            image.rename(root / "imagesUn" / image.name)
+    (root / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="nothing could be scored"):
+        train_hold_out(replace(same, data=str(root)), tmp_path / "unlabelled", "北京")
+
+
+def test_names_in_any_script_have_folders_of_their_own():
+    assert hold_out_folder(Path("run"), "北京") != hold_out_folder(Path("run"), "上海")
+
+
+def test_the_table_of_a_site_with_one_patient_has_no_interval(held):
+    rows = json.loads((held / "hold_out.json").read_text())
+    rows["site0"]["last"]["ci95"]["dice"] = [None, None]
+    rows["site1"]["last"]["mean"] |= {"dice": None, "hd95": None}
+    lines = table(rows).splitlines()
+    assert "(" not in lines[2]
+    assert "| – px |" in lines[3]
 
 
 def test_the_command_line(capsys):
