@@ -4,9 +4,9 @@
 #   sbatch --nodes=2 --gpus-per-node=4 launch/slurm.sh configs/unet_hippocampus.py --out runs/h
 #
 # Time-out and preemption send SIGTERM to medseg two minutes early: it saves, ends with 143, and the job queues up again.
-# A lost process or node ends the others, and the job queues up again too; an explained problem (1, 2) ends the job.
-# RUN must lie on a file system that all nodes share. MEDSEG is how medseg is called on a node; RESTARTS, how often a job
-# may come back.
+# A lost process or node ends the others, and the job queues up again too; an explained problem (1, 2) ends the job, and so
+# does scancel. RUN and the folder of sbatch must lie on a file system that all nodes share. MEDSEG is how medseg is called
+# on a node; RESTARTS, how often a job may come back.
 #
 #SBATCH --job-name=medseg
 #SBATCH --ntasks-per-node=1
@@ -24,20 +24,35 @@ echo "job $SLURM_JOB_ID on ${SLURM_JOB_NUM_NODES:-1} node(s), start $((restarts 
 
 # Preemption and scancel may tell this shell as well: it waits for srun all the same.
 trap 'echo "SIGTERM: medseg has saved"' TERM
+
+# Since SLURM 22.05 srun does not ask sbatch how many CPUs a task has.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+# srun ends with the highest code of all tasks; those that die with a task that explains a problem (1, 2; 126 and 127: no
+# medseg there) have higher ones. So it writes its code down. Its shell hears SIGTERM as medseg does, and outlives it.
+explained=$PWD/medseg-$SLURM_JOB_ID.explained
+: > "$explained"
+# shellcheck disable=SC2016  # the tasks' words
+task='trap : TERM; "${@:2}"; code=$?; case $code in 1 | 2 | 126 | 127) echo $code >> "$1" ;; esac; exit $code'
 code=0
 # shellcheck disable=SC2086  # MEDSEG may be several words
-srun --kill-on-bad-exit=1 ${MEDSEG:-medseg} train "$@" || code=$?
+srun --kill-on-bad-exit=1 bash -c "$task" task "$explained" ${MEDSEG:-medseg} train "$@" || code=$?
+problem=$(head -n 1 "$explained")
+rm -f "$explained"
 
-case $code in
-    0) echo "trained" ;;
-    1 | 2) echo "medseg explains the problem above; not queued again" >&2 ;;
-    *)
-        if [ "$restarts" -ge "${RESTARTS:-20}" ]; then
-            echo "ended with $code after $restarts restarts; not queued again" >&2
-        else
-            echo "ended with $code; queued again, the run goes on from its last checkpoint"
-            scontrol requeue "$SLURM_JOB_ID"
-        fi
-        ;;
-esac
+if [ "$code" = 0 ]; then
+    echo "trained"
+elif [ -n "$problem" ]; then
+    code=$problem
+    echo "medseg explains the problem above; not queued again" >&2
+# A job cancelled is COMPLETING until this script ends; so is one whose two minutes did not suffice, for another reason.
+elif job=$(scontrol show job "$SLURM_JOB_ID") &&
+    [[ $job =~ JobState=(CANCELLED|COMPLETING) && $job != *Reason=TimeLimit* ]]; then
+    echo "ended with $code; cancelled, so not queued again" >&2
+elif [ "$restarts" -ge "${RESTARTS:-20}" ]; then
+    echo "ended with $code after $restarts restarts; not queued again" >&2
+else
+    echo "ended with $code; queued again, the run goes on from its last checkpoint"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"

@@ -4,7 +4,7 @@ All processes run the same command. They find each other by SLURM (srun), Open M
 
     COORDINATOR_ADDRESS=host:port NUM_PROCESSES=2 PROCESS_ID=0 medseg train ...
 
-The only process of a node trains on all devices of the node; of several that SLURM or Open MPI starts there, each on one.
+The only process of a node trains on all of its devices; of several that SLURM or Open MPI starts there, each on one.
 
 Process 0 decides whatever depends on files or signals and tells the others, so that all take the same branch: a
 collective operation that one process alone enters would wait for ever.

@@ -148,7 +148,16 @@ def shell(tmp_path):
             program.chmod(0o755)
         env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HERE": str(tmp_path), **environment}
         command = ["bash", str(LAUNCH / script), *args]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            start_new_session=True,
+        )
         return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines() if calls.exists() else []
 
     return run
@@ -164,33 +173,114 @@ def test_a_script_is_bash_and_says_how_it_is_used(shell, script):
     assert not calls
 
 
-def slurm(shell, code: int, **environment):
-    programs = {"srun": f"exit {code}", "scontrol": ""}
-    return shell("slurm.sh", "a config", "--out", "my run", programs=programs, SLURM_JOB_ID="7", **environment)
+# srun: one task for each word of `codes`; ends with the highest exit code, in which a death by signal N counts 128 + N.
+# A number is how medseg ends there, `kill`: the task is killed, `term`: its shell hears SIGTERM before medseg fails.
+SRUN = """
+highest=0
+for word in $(cat "$HERE/codes"); do
+    (WORD=$word exec "${@:2}") || { code=$?; [ $code -le $highest ] || highest=$code; }
+done
+exit $highest
+"""
+TASK = """
+case $WORD in
+    kill) kill -KILL $PPID ;;
+    term) kill -TERM $PPID; sleep 0.2; exit 2 ;;
+    *) exit $WORD ;;
+esac
+"""
+SCONTROL = """[ "$1" = requeue ] || echo "JobId=7 JobName=medseg
+   JobState=${STATE:-RUNNING Reason=None} Dependency=(null)" """
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (75, True), (137, True), (143, True)])
-def test_slurm_queues_again_what_another_start_can_finish(shell, code, again):
-    ended, _, calls = slurm(shell, code)
-    assert ended == code
-    assert calls[0] == "srun --kill-on-bad-exit=1 medseg train a config --out my run"
+def slurm(shell, home: Path, codes: str, **environment):
+    (home / "codes").write_text(codes)
+    programs = {"srun": SRUN, "medseg": TASK, "scontrol": SCONTROL}
+    words = ("a config", "--out", "my run")
+    code, said, calls = shell("slurm.sh", *words, programs=programs, SLURM_JOB_ID="7", **environment)
+    assert not list(home.glob("*.explained"))
+    return code, said, calls
+
+
+@pytest.mark.parametrize(
+    ("codes", "ended", "again"),
+    [
+        ("0 0", 0, False),
+        ("1", 1, False),
+        ("2 2", 2, False),
+        ("75 1 kill", 1, False),  # srun itself ends with 137
+        ("kill 2", 2, False),
+        ("75 75", 75, True),
+        ("75 kill 134", 137, True),
+        ("143 143", 143, True),
+        ("term term", 2, False),
+    ],
+)
+def test_slurm_queues_again_what_another_start_can_finish(shell, tmp_path, codes, ended, again):
+    code, said, calls = slurm(shell, tmp_path, codes)
+    assert code == ended, said
+    assert calls[0].startswith("srun --kill-on-bad-exit=1 ")
+    assert calls.count("medseg train a config --out my run") == len(codes.split())
     assert ("scontrol requeue 7" in calls) == again
 
 
-def test_slurm_gives_up_after_its_restarts(shell):
-    ended, said, calls = slurm(shell, 75, SLURM_RESTART_COUNT="3", RESTARTS="3")
-    assert ended == 75
+def test_slurm_forgets_what_an_earlier_start_explained(shell, tmp_path):
+    (tmp_path / "medseg-7.explained").write_text("2\n")
+    assert slurm(shell, tmp_path, "75")[2][-1] == "scontrol requeue 7"
+
+
+def test_slurm_queues_again_when_srun_itself_fails(shell, tmp_path):
+    """Then nobody has explained anything, though the code is 1: a node is gone before the tasks have started."""
+    programs = {"srun": "exit 1", "scontrol": SCONTROL}
+    code, _, calls = shell("slurm.sh", "a", "--out", "b", programs=programs, SLURM_JOB_ID="7")
+    assert code == 1
+    assert calls[-1] == "scontrol requeue 7"
+
+
+def test_slurm_does_not_queue_again_where_there_is_no_medseg(shell, tmp_path):
+    code, said, calls = slurm(shell, tmp_path, "0 0", MEDSEG="no such-program")
+    assert code == 127
     assert "not queued again" in said
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("state", "again"),
+    [
+        ("RUNNING Reason=None", True),
+        ("CANCELLED Reason=None", False),
+        ("COMPLETING Reason=None", False),  # how a cancelled job is shown while its processes still run
+        ("COMPLETING Reason=TimeLimit", True),
+    ],
+)
+def test_slurm_does_not_queue_again_what_scancel_ends(shell, tmp_path, state, again):
+    code, said, calls = slurm(shell, tmp_path, "143 143", STATE=state)
+    assert code == 143
+    assert ("cancelled" in said) != again
+    assert ("scontrol requeue 7" in calls) == again
+
+
+def test_slurm_gives_up_after_its_restarts(shell, tmp_path):
+    ended, said, calls = slurm(shell, tmp_path, "75", SLURM_RESTART_COUNT="3", RESTARTS="3")
+    assert ended == 75
+    assert "not queued again" in said
+    assert "scontrol requeue 7" not in calls
+
+
 def test_slurm_waits_for_the_run_when_the_shell_is_told_as_well(shell):
     """SIGTERM to the batch shell while medseg is saving: it is requeued with the run's own exit code."""
-    programs = {"srun": "kill -TERM $PPID; sleep 0.3; exit 143", "scontrol": ""}
+    programs = {"srun": "kill -TERM $PPID; sleep 0.3; exit 143", "scontrol": SCONTROL}
     ended, said, calls = shell("slurm.sh", "a", "--out", "b", programs=programs, SLURM_JOB_ID="7")
     assert ended == 143
     assert "has saved" in said
     assert calls[-1] == "scontrol requeue 7"
+
+
+@pytest.mark.parametrize("cpus", ["", "16"])
+def test_slurm_tells_srun_how_many_cpus_a_task_has(shell, cpus):
+    programs = {"srun": 'echo "cpus: ${SRUN_CPUS_PER_TASK-none}"'}
+    _, said, _ = shell("slurm.sh", "a", programs=programs, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK=cpus)
+    assert f"cpus: {cpus or 'none'}\n" in said
 
 
 def test_slurm_asks_for_its_signal_in_time():
