@@ -46,7 +46,7 @@ def run(study: str, job: Job, seed: int, raw: Path, work: Path) -> None:
         _medseg("predict", str(out), "-i", str(other), "-o", str(place), "--checkpoint", "last", "--overwrite")
         _medseg("evaluate", str(place), str(other), "-o", str(place))
     scores = (*job.scores, *((label, label) for label, *_ in job.elsewhere))
-    record = json.loads((folder / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text())  # of several runs the first
     train = [
         e for line in (folder / "log.jsonl").read_text().splitlines() if (e := json.loads(line))["kind"] == "train"
     ]
@@ -60,6 +60,8 @@ def run(study: str, job: Job, seed: int, raw: Path, work: Path) -> None:
         "minutes_of_steps": _minutes(train),
         **{label: _summary(out / place) for label, place in scores},
     }
+    if (held := out / "hold_out.json").exists():  # a row for each domain, with the scores on the others
+        results["seeds"][str(seed)]["hold_out"] = json.loads(held.read_text())
     path.parent.mkdir(parents=True, exist_ok=True)
     _append_cases(path.with_suffix(".csv"), scores, seed, out)
     path.write_text(json.dumps(results, indent=1))

@@ -15,8 +15,9 @@ The network predicts rim and cup; what is scored is disc and cup (dataset.json s
 rim and disc: `ms.evaluate(..., labels=ms.Labels.simple("rim", "cup"))` gives its "rim", to compare with its logs. The
 article tests on the `test` folder of the target alone; here all its cases are scored.
 
-Departures: weight decay spares norms and biases; images are resized with a low-pass filter and cubic interpolation
-rather than by nearest neighbour; turns by 90 degrees are drawn as mirroring and angles up to 20 degrees alone.
+Departures: weight decay spares vectors (norms, most biases, D); images are resized with a low-pass filter and
+cubic interpolation rather than by nearest neighbour; turns by 90 degrees are drawn as mirroring and angles up to 20
+degrees alone.
 """
 
 from medseg_jax import Augment, Config, MambaSea, Mix, Optim, Stage, VMUNet

@@ -3,7 +3,7 @@
     medseg data convert --source optic_disc optic_disc data/optic_disc
     medseg train configs/mamba_sea_optic_disc.py --hold-out all --out runs/mamba_sea_optic_disc
 
-The network and the settings of configs/mamba_sea_vessels.py on whole images of 128 x 128.
+The settings of configs/mamba_sea_vessels.py on whole images of 128 x 128; the network has the published skips.
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet

@@ -11,8 +11,10 @@ weights on the target, which `--oracle` does too, labelled as such.
 
 All volumes of the target site are scored, as whole volumes.
 
-Departures: weight decay spares norms and biases; images are resized with a low-pass filter and cubic interpolation
-rather than by nearest neighbour; turns by 90 degrees are drawn as mirroring and angles up to 20 degrees alone.
+Departures: weight decay spares vectors (norms, most biases, D); images are resized with a low-pass filter and
+cubic interpolation rather than by nearest neighbour; turns by 90 degrees are drawn as mirroring and angles up to 20
+degrees alone; volumes are shuffled and one of their slices is drawn, the first and the last (whose missing neighbour
+is repeated) included.
 """
 
 from medseg_jax import Augment, Config, MambaSea, Mix, Optim, Stage, VMUNet

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from medseg_jax.evaluation.evaluate import bootstrap_interval
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 type Records = dict[str, dict[int, dict[str, Any]]]
@@ -55,42 +57,48 @@ class Job:
     elsewhere: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
-def case_values(study: str, job: str, label: str, metric: str) -> dict[int, dict[tuple[str, str], float]]:
-    """Seed -> (case, class) -> value, from the CSV of a job; empty and undefined values are left out."""
-    found: dict[int, dict[tuple[str, str], float]] = {}
+type Values = dict[int, dict[tuple[str, str, str], float]]
+"""Seed -> (patient, case, class) -> value; where no patient is known each case is one."""
+
+
+def case_values(study: str, job: str, label: str, metric: str) -> Values:
+    """From the CSV of a job; empty and undefined values are left out."""
+    found: Values = {}
     with (RESULTS / study / f"{job}.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if row["scores"] == label and row[metric] not in ("", "nan"):
-                found.setdefault(int(row["seed"]), {})[row["case"], row["class"]] = float(row[metric])
+                key = (row.get("patient") or row["case"], row["case"], row["class"])
+                found.setdefault(int(row["seed"]), {})[key] = float(row[metric])
     return found
 
 
-def interval(values: dict[int, dict[tuple[str, str], float]], draws: int = 10_000) -> tuple[float, float, float, float]:
-    """Mean, standard deviation over seeds, and the 95 % bootstrap interval over cases of the mean over seeds.
+def interval(values: Values) -> tuple[float, float, float, float]:
+    """Mean, standard deviation over seeds, and the 95 % bootstrap interval over patients of the mean over seeds.
 
-    A case's value is its mean over classes and seeds; cases are drawn with replacement.
+    A case's value is its mean over classes and seeds; all cases of a patient are drawn together.
     """
     seeds = [np.mean(list(one.values())) for one in values.values()]
-    cases: dict[str, list[float]] = {}
+    cases: dict[tuple[str, str], list[float]] = {}
     for one in values.values():
-        for (case, _), value in one.items():
-            cases.setdefault(case, []).append(value)
-    means = np.array([np.mean(v) for v in cases.values()])
-    rng = np.random.default_rng(0)
-    drawn = means[rng.integers(0, len(means), (draws, len(means)))].mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+        for (patient, case, _), value in one.items():
+            cases.setdefault((patient, case), []).append(value)
+    low, high = bootstrap_interval(
+        np.array([np.mean(v) for v in cases.values()]), np.array([patient for patient, _ in cases])
+    )
     spread = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else float("nan")
     return float(np.mean(seeds)), spread, float(low), float(high)
 
 
 def difference(study: str, job: str, base: str, label: str = "last", metric: str = "dice") -> str:
-    """Mean difference between two jobs over the cases and the seeds that both have, with its interval over cases.
+    """Mean difference between two jobs over the cases and the seeds that both have, with its interval over patients.
 
-    Empty if they share no seed.
+    Of several seeds the difference of each follows, since the interval knows nothing of their spread. Empty if the jobs
+    share no seed.
     """
     mine, theirs = (case_values(study, name, label, metric) for name in (job, base))
     both = {s: {key: mine[s][key] - theirs[s][key] for key in mine[s]} for s in mine.keys() & theirs.keys()}
     if not both:
         return ""
     mean, _, low, high = interval(both)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    each = ", ".join(f"{np.mean(list(both[seed].values())):+.3f}" for seed in sorted(both))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" + (f"; seeds {each}" if len(both) > 1 else "")

@@ -76,13 +76,14 @@ def table(records: Records) -> str:
 
 
 def _table(records: Records, group: str) -> str:
-    """± is the deviation over seeds; intervals are over cases."""
+    """± is the deviation over seeds, intervals are over patients; "sites seen" are the others' validation cases."""
     sites = DOMAINS[group]
     head = (
         f"{group}; trained without",
         *sites,
         "mean of sites",
-        "difference by case (95 % interval)",
+        "sites seen",
+        "difference (95 % interval)",
         "HD95",
         "seeds",
     )
@@ -92,13 +93,17 @@ def _table(records: Records, group: str) -> str:
             continue
         last = [record["last"] for record in seeds.values()]
         dice = np.array([[summary["domains"][site]["dice"] for site in sites] for summary in last])  # [seeds, sites]
-        hd95 = np.mean([[summary["domains"][site]["hd95"] for site in sites] for summary in last])
-        cells = [words, *map(_spread, dice.T), _spread(dice.mean(1)), _gap(group, name), f"{hd95:.1f} px"]
+        hd95 = f"{np.mean([[summary['domains'][site]['hd95'] for site in sites] for summary in last]):.1f} px"
+        rows = [record["hold_out"].values() for record in seeds.values() if "hold_out" in record]
+        seen = np.array([np.mean([row["sources"]["mean"]["dice"] for row in one]) for one in rows])
+        cells = [words, *map(_spread, dice.T), _spread(dice.mean(1)), _spread(seen), _gap(group, name), hd95]
         lines.append(f"| {' | '.join([*cells, str(len(seeds))])} |")
     return "\n".join(lines)
 
 
 def _spread(values: np.ndarray) -> str:
+    if not len(values):
+        return ""
     return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
 
 
@@ -108,4 +113,4 @@ def _gap(group: str, name: str) -> str:
         return ""
     base = BASES.get(name, "unet")
     found = difference("domain_generalisation", f"{group}_{name}", f"{group}_{base}")
-    return found and f"{found} to {METHODS[base]}"
+    return found and f"to {METHODS[base]}: {found}"

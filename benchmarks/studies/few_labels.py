@@ -76,7 +76,7 @@ JOBS = tuple(
 
 def table(records: Records) -> str:
     """A row a method: mean over classes of Dice and HD95 of whole volumes, and Dice and HD95 of each class."""
-    head = ["labelled", "method", "seeds", "Dice (95 % interval)", "less the U-Net alone, by volume", "HD95"]
+    head = ["labelled", "method", "seeds", "Dice (95 % interval)", "less the U-Net alone", "HD95"]
     head += [f"{c}: Dice, HD95" for c in CLASSES]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for group, labelled in GROUPS.items():

@@ -81,7 +81,7 @@ def _organs(job: str) -> dict[str, float]:
     """Mean Dice of each kind of organ, over cases and seeds."""
     values = case_values("label_noise", job, "last", "dice")
     return {
-        part: float(np.mean([v for one in values.values() for (_, name), v in one.items() if part in name]))
+        part: float(np.mean([v for one in values.values() for (*_, name), v in one.items() if part in name]))
         for part in ("lung", "heart", "clavicle")
     }
 

@@ -1,10 +1,10 @@
 """An unseen site: U-Net with DSU.
 
-A row of the study `domain_generalisation` (benchmarks/studies):
+A row of the study `domain_generalisation` (benchmarks/studies), on vessels:
 
-    medseg train configs/unseen_sites/dsu.py --hold-out all --out runs/dsu
+    medseg train configs/unseen_sites/dsu.py --hold-out all --out runs/dsu --stages.0.steps 300
 
-Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+Data, plan and batches as in configs/mamba_sea_vessels.py.
 """
 
 from medseg_jax import DSU, Config, Mix, Optim, Stage, UNet

@@ -1,10 +1,11 @@
 """An unseen site: Mamba-Sea with a convolution in place of each scan.
 
-A row of the study `domain_generalisation` (benchmarks/studies):
+A row of the study `domain_generalisation` (benchmarks/studies), on vessels:
 
-    medseg train configs/unseen_sites/mamba_sea_conv.py --hold-out all --out runs/mamba_sea_conv
+    medseg train configs/unseen_sites/mamba_sea_conv.py --hold-out all --out runs/mamba_sea_conv --stages.0.steps 300 \\
+        --stages.0.objective.net.skips unet
 
-Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+Data, plan and batches as in configs/mamba_sea_vessels.py.
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, VMUNet

@@ -1,10 +1,10 @@
 """An unseen site: Mamba-Sea's method (two branches, GVA, LSA, consistency) on a U-Net.
 
-A row of the study `domain_generalisation` (benchmarks/studies):
+A row of the study `domain_generalisation` (benchmarks/studies), on vessels:
 
-    medseg train configs/unseen_sites/mamba_sea_unet.py --hold-out all --out runs/mamba_sea_unet
+    medseg train configs/unseen_sites/mamba_sea_unet.py --hold-out all --out runs/mamba_sea_unet --stages.0.steps 300
 
-Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+Data, plan and batches as in configs/mamba_sea_vessels.py.
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, UNet

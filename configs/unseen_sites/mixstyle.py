@@ -1,10 +1,10 @@
 """An unseen site: U-Net with MixStyle.
 
-A row of the study `domain_generalisation` (benchmarks/studies):
+A row of the study `domain_generalisation` (benchmarks/studies), on vessels:
 
-    medseg train configs/unseen_sites/mixstyle.py --hold-out all --out runs/mixstyle
+    medseg train configs/unseen_sites/mixstyle.py --hold-out all --out runs/mixstyle --stages.0.steps 300
 
-Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+Data, plan and batches as in configs/mamba_sea_vessels.py.
 """
 
 from medseg_jax import Config, Mix, MixStyle, Optim, Stage, UNet

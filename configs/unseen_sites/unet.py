@@ -1,10 +1,10 @@
 """An unseen site: plain U-Net.
 
-A row of the study `domain_generalisation` (benchmarks/studies):
+A row of the study `domain_generalisation` (benchmarks/studies), on vessels:
 
-    medseg train configs/unseen_sites/unet.py --hold-out all --out runs/unet
+    medseg train configs/unseen_sites/unet.py --hold-out all --out runs/unet --stages.0.steps 300
 
-Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+Data, plan and batches as in configs/mamba_sea_vessels.py.
 """
 
 from medseg_jax import Config, Mix, Optim, Stage, Supervised, UNet

@@ -1,10 +1,11 @@
 """An unseen site: plain VM-UNet.
 
-A row of the study `domain_generalisation` (benchmarks/studies):
+A row of the study `domain_generalisation` (benchmarks/studies), on vessels:
 
-    medseg train configs/unseen_sites/vmunet.py --hold-out all --out runs/vmunet
+    medseg train configs/unseen_sites/vmunet.py --hold-out all --out runs/vmunet --stages.0.steps 300 \\
+        --stages.0.objective.net.skips unet
 
-Data, plan, steps and batches as in configs/mamba_sea_vessels.py.
+Data, plan and batches as in configs/mamba_sea_vessels.py.
 """
 
 from medseg_jax import Config, Mix, Optim, Stage, Supervised, VMUNet
