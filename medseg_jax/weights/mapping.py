@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from medseg_jax.methods.objective import Tree
 from medseg_jax.models.network import Network
+from medseg_jax.runtime.log import say
 from medseg_jax.types import UserError
 from medseg_jax.weights.torch_file import read_torch
 
@@ -78,6 +79,11 @@ def _tensors(tree: Any, file: Path, entry: str) -> Tensors:
             found=", ".join(sets) or "none",
             expected=f"one of them named {entry}" if entry else "a dict of tensors, or one under state_dict or model",
             remedy=f"{file.name}#NAME reads one of them" if sets else None,
+        )
+    twins = [name for name, tensors in sets.items() if name != chosen and tensors.keys() & sets[chosen].keys()]
+    if twins and not entry:
+        say(
+            f"{file.name}: {chosen or 'the outermost tensors'} read; {file.name}#{twins[0]} reads another set of such names"
         )
     return sets[chosen]
 

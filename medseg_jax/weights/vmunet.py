@@ -121,6 +121,7 @@ def _refuse_later_models(tensors: Tensors) -> None:
         raise UserError(
             "These are weights of a later VMamba (v05 or v2), which is another network",
             found="; ".join(f"{sign} ({names[0]})" for sign, names in signs.items() if names),
-            expected="VMamba of the first generation: vmamba_small_e238_ema.pth, or vssmsmall_dp03_ckpt_epoch_238.pth",
+            expected="VMamba of the first generation: vmamba_small_e238_ema.pth, or the same weights, "
+            "vssmsmall_dp03_ckpt_epoch_238.pth#model_ema",
             remedy="get one of these files; the VM-UNet project links to the first",
         )
