@@ -102,8 +102,10 @@ def project_delta(seq: Sequences, par: Parameters) -> tuple[Sequences, Parameter
 
 
 def pick(x: Array, axis: int, indices: list[int]) -> Array:
-    """Static take: nothing where all are taken in order, a slice where they are neighbours."""
-    first, count = indices[0], len(indices)
-    if indices != list(range(first, first + count)):
-        return jnp.take(x, jnp.array(indices), axis)
-    return x if count == x.shape[axis] else lax.slice_in_dim(x, first, first + count, axis=axis)
+    """Static take, as slices side by side: their transpose adds in a fixed order, that of `jnp.take` is a scatter."""
+    if indices == list(range(x.shape[axis])):
+        return x
+    starts = [i for i, index in enumerate(indices) if not i or index != indices[i - 1] + 1]  # runs of neighbours
+    runs = zip(starts, [*starts[1:], len(indices)], strict=True)
+    parts = [lax.slice_in_dim(x, indices[i], indices[j - 1] + 1, axis=axis) for i, j in runs]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
