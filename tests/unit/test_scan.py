@@ -149,6 +149,30 @@ def test_half_precision_inputs_are_scanned_in_single_precision(backend):
         np.testing.assert_allclose(np.float32(found[name]), expected[name], rtol=0, atol=2**-6 * scale, err_msg=name)
 
 
+@pytest.mark.parametrize("r", [None, 1])
+def test_gradients_of_half_precision_parameters_do_not_stand_still(r):
+    """They are sums over thousands of steps: of ones in bfloat16 such a sum stops at 256."""
+    arrays = on(problem(b=1, length=16384, k=1, d=2, n=1, r=r), jnp.float32)
+    arrays |= {"u": jnp.abs(arrays["u"]), "B": jnp.abs(arrays["B"]), "C": jnp.abs(arrays["C"])}
+    parameters = ["D", "delta_bias", *(["delta_weight"] if r else [])]
+    half = arrays | {name: arrays[name].astype(jnp.bfloat16) for name in parameters}
+    exact = half | {name: half[name].astype(jnp.float32) for name in half}
+    weight = jnp.ones((1, 16384, 2))
+    found, expected = (gradients(x, weight, backend="chunked") for x in (half, exact))
+    for name, gradient in found.items():
+        assert gradient.dtype == half[name].dtype
+        np.testing.assert_allclose(np.float32(gradient), expected[name], rtol=2**-8, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_groups_that_share_a_sequence_add_their_gradients_in_a_fixed_order(backend):
+    """No scatter, which a GPU may do with atomics: neither for one sequence of four groups nor for two in turns."""
+    for ku, reverse in ((1, False), (2, (False, False, True, True)), (2, (False, True, True, False))):
+        arrays = on(problem(length=40, k=4, ku=ku), jnp.float32)
+        step = jax.jit(partial(gradients, reverse=reverse, backend=backend))
+        assert "scatter" not in step.lower(arrays, jnp.ones((2, 40, 12))).as_text()
+
+
 @pytest.mark.parametrize("backend", ["chunked", pytest.param("associative", marks=pytest.mark.slow)])
 def test_decay_that_underflows_leaves_all_finite(backend):
     arrays = on(problem(b=1, length=257, k=1, d=4, n=2), jnp.float32)

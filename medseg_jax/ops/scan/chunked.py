@@ -29,6 +29,10 @@ from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_time, pick, s
 def chunked(seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None) -> Array:
     """y [b, l, k, d] in u's dtype. `flags`: groups that run backwards. `chunk`: steps between kept states."""
     length = seq.u.shape[1]
+    if not isinstance(length, int):
+        raise ValueError(f"l is the symbol {length}: export a program for each l, or take backend='reference'")
+    # The parameters' gradients are sums over all chunks and blocks: in half precision these would stand still.
+    par = jax.tree.map(lambda p: p.astype(state_dtype(*seq, par.A)), par)
     chunk = min(chunk or (16 if length <= 16384 else 64), length)
     inputs = pad_time(seq, par, chunk)
     whole = partial(_scan, flags=flags, chunk=chunk)
@@ -90,13 +94,13 @@ def _forward(seq: Sequences, par: Parameters, flags, chunk: int, keep: bool) -> 
     """y, and where `keep` the state that enters each chunk [l / chunk, n, b, k, d]."""
     b, length, k = seq.delta.shape[:3]
     d = seq.u.shape[3]
-    A = _over_channels(par.A, seq)
+    A = _over_channels(par.A)
 
     def one_chunk(carry, i):
         state, y = carry
         inputs = _prepare(Sequences(*(_take(x, i, chunk, flags) for x in seq)), par)
         end, part = lax.scan(partial(_step, A), state, inputs)
-        part = part + par.D.astype(part.dtype) * inputs[0]  # [chunk, b, k, d]
+        part = part + par.D * inputs[0]  # [chunk, b, k, d]
         return (end, _add(y, jnp.moveaxis(part, 0, 1), i, flags)), state if keep else None
 
     start = jnp.zeros((A.shape[0], b, k, d), A.dtype), jnp.zeros((b, length, k, d), seq.u.dtype)
@@ -106,7 +110,7 @@ def _forward(seq: Sequences, par: Parameters, flags, chunk: int, keep: bool) -> 
 
 def _backward(flags, chunk: int, saved, dy: Array) -> tuple[Sequences, Parameters]:
     seq, par, boundaries = saved
-    A = jnp.broadcast_to(_over_channels(par.A, seq), boundaries.shape[1:])
+    A = jnp.broadcast_to(_over_channels(par.A), boundaries.shape[1:])
 
     def one_chunk(carry, i_and_state):
         g, dA, dseq, dpar = carry
@@ -122,9 +126,8 @@ def _backward(flags, chunk: int, saved, dy: Array) -> tuple[Sequences, Parameter
         _, (before, dC) = lax.scan(again, state, (*inputs, dy_part))  # before: h_{t-1}, [chunk, n, b, k, d]
         (g, dA), grads = lax.scan(partial(_step_back, A), (g, dA), (*inputs, before, dy_part), reverse=True)
         grads = (*grads, dC)
-        D = par.D.astype(A.dtype)
-        dseq_part, dpar_part = undo((grads[0] + D * dy_part, *grads[1:]))
-        dpar_part = dpar_part._replace(D=(dy_part * inputs[0]).sum((0, 1)).astype(par.D.dtype))
+        dseq_part, dpar_part = undo((grads[0] + par.D * dy_part, *grads[1:]))
+        dpar_part = dpar_part._replace(D=(dy_part * inputs[0]).sum((0, 1)))
         dseq = jax.tree.map(lambda whole, part: _add(whole, part, i, flags), dseq, dseq_part)
         return (g, dA, dseq, jax.tree.map(jnp.add, dpar, dpar_part)), None
 
@@ -132,8 +135,7 @@ def _backward(flags, chunk: int, saved, dy: Array) -> tuple[Sequences, Parameter
     start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(boundaries[0]), *zeros)
     chunks = (jnp.arange(len(boundaries)), boundaries)
     (_, dA, dseq, dpar), _ = lax.scan(one_chunk, start, chunks, reverse=True)
-    dA = jnp.moveaxis(dA.sum(1), 0, -1)  # [k, d, n]
-    return dseq, dpar._replace(A=dA.astype(par.A.dtype))
+    return dseq, dpar._replace(A=jnp.moveaxis(dA.sum(1), 0, -1))  # [k, d, n]
 
 
 def _step(A: Array, h: Array, now) -> tuple[Array, Array]:
@@ -167,13 +169,13 @@ _scan.defvjp(_keep, _backward)
 # ------------------------------------------------------------------------------------------------- chunks of sequences
 
 
-def _over_channels(A: Array, seq: Sequences) -> Array:
-    return jnp.moveaxis(A, -1, 0)[:, None].astype(state_dtype(*seq, A))  # [n, 1, k, d]
+def _over_channels(A: Array) -> Array:
+    return jnp.moveaxis(A, -1, 0)[:, None]  # [n, 1, k, d]
 
 
 def _prepare(seq: Sequences, par: Parameters) -> tuple[Array, Array, Array, Array]:
     """One chunk in the state's dtype, time first: u, delta [chunk, b, k, d], B, C [chunk, n, b, k]."""
-    dtype = state_dtype(*seq, par.A)
+    dtype = par.A.dtype
     u, delta = (jnp.moveaxis(x, 1, 0) for x in (seq.u.astype(dtype), step_size(seq, par)))
     B, C = (jnp.transpose(x.astype(dtype), (1, 3, 0, 2)) for x in (seq.B, seq.C))
     return u, delta, B, C
