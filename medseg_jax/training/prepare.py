@@ -58,14 +58,17 @@ def open_data(config: Config) -> tuple[Dataset, Dataset]:
 def open_plan(config: Config, dataset: Dataset, out: Path | None = None, budget: str | None = None) -> Plan:
     """The run's own plan when resuming, else the config's, the data set's, or one made for this machine or `budget`.
 
-    With a domain held out the data set's own plan is left aside, for that domain's images had a part in it.
+    With a domain held out or labels hidden (`labelled`) the data set's own plan is left aside: they had a part in it.
     """
+    own = dataset.root / "plan.json"
     candidates = [out / "plan.json"] if out else []
-    own = [dataset.root / "plan.json"] if config.hold_out is None else []
-    candidates += [Path(config.plan)] if config.plan else own
+    candidates += [Path(config.plan)] if config.plan else [own]
     found = next((path for path in candidates if path.exists()), None)
     if found is None and config.plan:
         raise UserError("No such plan", file=config.plan, remedy=f"medseg data plan {config.data} makes one")
+    if found == own and not config.plan and (config.hold_out is not None or config.labelled is not None):
+        say(f"{own} is left aside: what is held out or hidden had a part in it (--plan {own} takes it)")
+        found = None
     plan = Plan.load(found) if found else make_plan(dataset, budget=budget or jax.default_backend())
     return plan if config.classes is None else replace(plan, classes=config.classes)
 
@@ -260,14 +263,18 @@ def from_file(file: str, objective: Objective, params: Any, aux: Any) -> dict[st
 
 
 def transfer(state: State, previous: dict[str, Any]) -> State:
-    """A state whose params and aux take every leaf of `previous` that has the same path, shape and type."""
+    """A state whose params and aux take every leaf of `previous` that has the same path, shape and type.
+
+    All but aux["step"], the updates of a stage: it starts anew, so that ramps rise again and a teacher is the student
+    (methods/teacher.py).
+    """
     old = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(previous)}
     taken = []
 
     def one(path, leaf):
         name = sharding.path_name(path)
         match = old.get(name)
-        if match is None or match.shape != leaf.shape or match.dtype != leaf.dtype:
+        if name == "aux/step" or match is None or match.shape != leaf.shape or match.dtype != leaf.dtype:
             return leaf
         taken.append(name)
         return match

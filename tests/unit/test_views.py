@@ -1,8 +1,10 @@
 """A view with few labels: what is hidden, what stays, what is refused; and a run of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 from medseg_jax import Augment, Config, Labels, MeanTeacher, Mix, Stage, UNet, UserError, train
 from medseg_jax import config as configs
 from medseg_jax.cli import main
+from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset
+from medseg_jax.data.planning import make_plan
 from medseg_jax.data.views import labelled_view
-from medseg_jax.training.prepare import open_data
-from medseg_jax.types import Case
+from medseg_jax.training.prepare import open_data, open_plan
+from medseg_jax.types import Case, Geometry
 
 
 def dataset(*cases: Case) -> Dataset:
@@ -75,3 +79,29 @@ def test_a_run_with_few_labels_resumes_is_verified_and_never_reads_the_others(ph
     with pytest.raises(UserError, match="another config") as error:
         train(other, run)
     assert error.value.found == "labelled: 1 -> 2"
+
+
+def test_hidden_labels_have_no_part_in_the_plan(tmp_path, capsys):
+    """CT is clipped and scaled by the labelled foreground: here each patient's is 100 HU brighter than the last."""
+    geometry, cases = Geometry((8, 8, 8), np.eye(4), "mm"), []
+    for i in range(3):
+        image, label = np.full((8, 8, 8, 1), -500, np.int16), np.zeros((8, 8, 8), np.uint8)
+        image[2:6, 2:6, 2:6], label[2:6, 2:6, 2:6] = 100 * i + np.arange(64).reshape(4, 4, 4, 1), 1
+        paths = tmp_path / f"imagesTr/p{i}_0000.nii.gz", tmp_path / f"labelsTr/p{i}.nii.gz"
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+        io.write_image(paths[0], image, geometry)
+        io.write_label(paths[1], label, geometry)
+        cases.append(Case(f"p{i}", paths[:1], paths[1], split="train"))
+    Dataset(tmp_path, "toy", ("CT",), Labels.simple("a"), tuple(cases), ".nii.gz").save()
+    config = Config(str(tmp_path), labelled=1)
+    whole, view = open_data(config)
+    make_plan(whole).save(tmp_path / "plan.json")
+
+    def mean(config, dataset):
+        return open_plan(config, dataset).normalization[0]["mean"]
+
+    assert mean(replace(config, labelled=None), whole) == pytest.approx(131.5, abs=2)
+    assert mean(config, view) == pytest.approx(31.5, abs=2)
+    assert "is left aside" in capsys.readouterr().err
+    assert mean(replace(config, plan=str(tmp_path / "plan.json")), view) == pytest.approx(131.5, abs=2)
