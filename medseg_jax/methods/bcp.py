@@ -118,6 +118,9 @@ class CopyPaste(Supervised):
 
     ratio: float = 2 / 3
 
+    def __post_init__(self):
+        teachers.check_numbers(self, shares=("ratio",))
+
     def heads(self, params: Tree, stats: Tree, image: Array, key: Array) -> tuple[Heads, Tree]:
         """All heads of the network on an image [b, *s, c], in training mode, and the new statistics."""
         logits, stats = self.fn.apply(params, stats, image, train=True, key=key)
@@ -158,6 +161,10 @@ class BCP(CopyPaste):
     ema_decay: float = 0.99
     unlabelled_weight: float = 0.5
     neighbours: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        teachers.check_numbers(self, shares=("ema_decay",), amounts=("unlabelled_weight",))
 
     def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
         params, aux = super().init(key, batch)

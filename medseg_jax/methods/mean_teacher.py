@@ -39,6 +39,9 @@ class MeanTeacher(Supervised):
     ramp: int = 2000
     noise: float = 0.1
 
+    def __post_init__(self):
+        teachers.check_numbers(self, shares=("ema_decay",), amounts=("consistency", "ramp", "noise"))
+
     def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
         params, aux = super().init(key, batch)
         return params, teachers.with_teacher(params, aux["stats"])

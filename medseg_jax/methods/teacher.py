@@ -4,11 +4,14 @@
 
 (Tarvainen & Valpola 2017, eq. 2.) It lives in `aux`:
 
-    {"stats": the student's statistics, "teacher": {"params": ..., "stats": ...}, "step": updates so far}
+    {"stats": the student's statistics, "teacher": {"params": ..., "stats": ...}, "step": updates in this stage}
 
-At the first step of a stage the teacher is the student as the stage before left it (`current`). No gradient flows
-through it, and since a step whose state is not finite is undone as a whole (training/step.py), no NaN enters it.
+At the first step of a stage the teacher is the student as the stage before left it (`current`), also where that stage
+had a teacher: "step" is never taken over (`transfer` in training/prepare.py). No gradient flows through it, and since a
+step whose state is not finite is undone as a whole (training/step.py), no NaN enters it.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,19 @@ def largest(masks: Bool[Array, "b *s k"], neighbours: int) -> Bool[Array, "b *s 
     flat = moved.reshape(-1, *masks.shape[1:-1])  # [b k, *s]
     kept = largest_component(flat, neighbours)
     return jnp.moveaxis(kept.reshape(moved.shape), 1, -1)
+
+
+def check_numbers(method: object, shares: tuple[str, ...] = (), amounts: tuple[str, ...] = ()) -> None:
+    """For fields of a method's config.
+
+    Raises:
+        UserError: one of `shares` does not lie in 0 to 1, or one of `amounts` is negative or no number.
+    """
+    for name in (*shares, *amounts):
+        value = getattr(method, name)
+        if not (0 <= value <= 1 if name in shares else 0 <= value < math.inf):
+            expected = "0 to 1" if name in shares else "0 or more"
+            raise UserError(f"{type(method).__name__}: {name} cannot be used", found=str(value), expected=expected)
 
 
 def halves(batch: Batch, *names: str) -> list[tuple[Array, Array]]:

@@ -26,6 +26,7 @@ it works as described; `as_released=True` does what the scripts for ACDC (pictur
 `fusion=None` takes the scripts' alpha and beta. `wavelet=None` gives all branches x itself: the network alone is left.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -34,9 +35,10 @@ from jaxtyping import Array, Float
 
 from medseg_jax.methods.bcp import BCP, CopyPaste, Heads
 from medseg_jax.methods.objective import Tree, probabilities
-from medseg_jax.methods.teacher import linear_ramp
+from medseg_jax.methods.teacher import check_numbers, linear_ramp
 from medseg_jax.models.xnet import XNet
 from medseg_jax.ops.wavelet import Wavelet, dwt
+from medseg_jax.types import UserError
 
 FUSION = {2: (0.1, 0.9), 3: (0.2, 0.5)}
 """(alpha, beta) of the released scripts, by the number of axes."""
@@ -124,8 +126,8 @@ class WaveletInputs(CopyPaste):
 
     Attributes:
         net: called as net(x, low=LF, high=HF), gives three outputs: XNet.
-        fusion: (alpha, beta); None: those of the released scripts.
-        wavelet: which one; None: LF = HF = the image.
+        fusion: (alpha, beta), 0 or more; None: those of the released scripts.
+        wavelet: which one; None: LF = HF = the image. As released, Haar or None.
         as_released: what the scripts do; see the module.
     """
 
@@ -134,10 +136,22 @@ class WaveletInputs(CopyPaste):
     wavelet: Wavelet | None = "haar"
     as_released: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        if not isinstance(self.net, XNet):
+            found = type(self.net).__name__
+            raise UserError(f"{name} wants a network with three branches", found=found, expected="XNet")
+        if self.fusion is not None and not (len(self.fusion) == 2 and all(0 <= v < math.inf for v in self.fusion)):
+            raise UserError(f"{name}: fusion is no (alpha, beta)", found=self.fusion, expected="two numbers, 0 or more")
+        if self.as_released and self.wavelet not in ("haar", None):
+            remedy = 'wavelet="haar", or as_released=False'
+            raise UserError(f"{name} was released with Haar alone", found=f'wavelet="{self.wavelet}"', remedy=remedy)
+
     def images(self, image: Float[Array, "b *s c"], train: bool) -> dict[str, Array]:
-        """LF and HF by the names of the network's arguments; nothing without a wavelet."""
+        """LF and HF by the names of the network's arguments; the image itself without a wavelet."""
         if self.wavelet is None:
-            return {}
+            return {"low": image, "high": image}
         dim = image.ndim - 2
         alpha, beta = self.fusion or FUSION[dim]
         if dim == 2 and self.as_released:
@@ -179,6 +193,10 @@ class WTBCP(WaveletInputs, BCP):
 
     consistency: float = 0.5
     ramp: int = 2000
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self, amounts=("consistency", "ramp"))
 
     def over_heads(self, each: Float[Array, "heads"]) -> Float[Array, ""]:
         if not self.as_released:

@@ -13,12 +13,15 @@ from medseg_jax import (
     BCP,
     WTBCP,
     Augment,
+    BCPUNet,
     CopyPaste,
     Labels,
     MeanTeacher,
     Stage,
+    Supervised,
     UNet,
     UserError,
+    VNet,
     WTCopyPaste,
     XNet,
 )
@@ -102,6 +105,19 @@ def test_stage_two_takes_over_stage_one():
     assert_equal(teacher, {"params": trained["params"], "stats": trained["aux"]["stats"]})
 
 
+def test_a_stage_has_a_teacher_of_its_own_also_after_another_with_one():
+    """Its ramp rises anew, and its teacher is the student, not the teacher of the stage before."""
+    first, second = parts(bound(MeanTeacher(NET))), parts(bound(BCP(NET)))
+    trained, _ = jax.jit(make_step(first))(init_state(first, batch()), {}, batch())
+    assert int(trained["aux"]["step"]) == 1
+    state = transfer(init_state(second, batch()), {"params": trained["params"], "aux": trained["aux"]})
+    assert int(state["aux"]["step"]) == 0
+    student = {"params": trained["params"], "stats": trained["aux"]["stats"]}
+    assert_equal(teachers.current(state["params"], state["aux"]), student)
+    before = jax.tree.leaves(trained["aux"]["teacher"])
+    assert any(np.any(a != b) for a, b in zip(before, jax.tree.leaves(student), strict=True))
+
+
 @pytest.mark.parametrize("method", [CopyPaste(NET), BCP(NET), MeanTeacher(NET)], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize(
     "labels", [Labels.overlapping("a", "b"), Labels.simple("a", ignore=2)], ids=["overlap", "ignore"]
@@ -135,7 +151,53 @@ def test_rows_that_make_no_pairs_are_refused(labelled, unlabelled):
         jax.eval_shape(objective.loss, params, aux, {}, given, KEY)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: CopyPaste(ratio=1.5),
+        lambda: BCP(ratio=-0.5),
+        lambda: BCP(ema_decay=1.5),
+        lambda: BCP(unlabelled_weight=-1),
+        lambda: MeanTeacher(ema_decay=-0.1),
+        lambda: MeanTeacher(ramp=-5),
+        lambda: MeanTeacher(noise=float("nan")),
+        lambda: WTBCP(ramp=-5),
+        lambda: WTBCP(consistency=-1),
+        lambda: WTBCP(fusion=(0.1,)),  # pyright: ignore[reportArgumentType]
+        lambda: WTCopyPaste(fusion=(0.1, -0.1)),
+        lambda: WTCopyPaste(net=NET),  # pyright: ignore[reportArgumentType]
+        lambda: WTBCP(net=BCPUNet()),  # pyright: ignore[reportArgumentType]
+        lambda: WTBCP(as_released=True, wavelet="db2"),
+        lambda: XNet(width=0),
+        lambda: BCPUNet(width=-1),
+        lambda: VNet(width=0),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong):
+    with pytest.raises(UserError):
+        wrong()
+
+
 # ---------------------------------------------------------------- WT-BCP
+
+
+def test_methods_that_know_one_output_train_the_main_branch_of_xnet_alone():
+    """Three outputs would be taken for three scales of deep supervision, the last of weight 0."""
+    for method in (Supervised(XNET), CopyPaste(XNET), BCP(XNET), MeanTeacher(XNET)):
+        objective = bound(method)
+        params, aux = jax.eval_shape(lambda: objective.init(KEY, batch()))  # noqa: B023
+        logits, _ = jax.eval_shape(
+            lambda p, s: objective.fn.apply(p, s, batch()["image"], train=True),  # noqa: B023
+            params,
+            aux["stats"],
+        )
+        assert [y.shape for y in logits] == [(4, 16, 16, 3)]
+        assert jax.eval_shape(objective.loss, params, aux, {}, batch(), KEY)[0].shape == ()
+    for method in (WTBCP(net=XNET), WTBCP(net=XNET, wavelet=None)):
+        objective = bound(method)
+        params, aux = jax.eval_shape(lambda: objective.init(KEY, batch()))  # noqa: B023
+        heads, _ = jax.eval_shape(objective.heads, params, aux["stats"], batch()["image"], KEY)
+        assert len(heads) == 3
 
 
 def test_consistency_works_and_has_no_effect_as_released():
@@ -159,7 +221,7 @@ def test_the_high_head_of_volumes_is_not_trained_in_stage_one_as_released():
 
 def test_wavelet_images_reach_the_branches():
     given = jnp.asarray(batch()["image"])
-    assert bound(WTBCP(net=XNET, wavelet=None)).images(given, True) == {}
+    assert_equal(bound(WTBCP(net=XNET, wavelet=None)).images(given, True), {"low": given, "high": given})
     fixed, released = (bound(WTBCP(net=XNET, as_released=flag)) for flag in (False, True))
     np.testing.assert_array_equal(fixed.images(given, True)["high"], fixed.images(given, False)["high"])
     low, high = low_high_as_released(given, 0, 0)
