@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 
 from medseg_jax.ops.scan import chunked as portable
 from medseg_jax.ops.scan import selective_scan
@@ -276,6 +277,8 @@ def test_the_backward_pass_keeps_chunk_boundaries_only():
         ({"u": (2, 7)}, "u has shape .* expected 3 axes"),
         ({"delta": (2, 8, 6)}, r"delta has shape \(2, 8, 6\), expected \(2, 7, 6\)"),
         ({"A": (5, 4)}, "A .* 5 channels for 2 groups"),
+        ({"A": (0, 4)}, "A .* 0 channels for 2 groups"),
+        ({"B": (2, 7, 0, 4)}, "6 channels for 0 groups"),
         ({"B": (2, 7, 2, 3)}, "B has shape"),
         ({"C": (1, 7, 2, 4)}, "C has shape"),
         ({"D": (3,)}, "D has shape"),
@@ -299,5 +302,25 @@ def test_misuse_of_options_is_named():
         selective_scan(**arrays, backend="cuda")
     with pytest.raises(ValueError, match="at least 1"):
         selective_scan(**arrays, chunk=0)
-    with pytest.raises(ValueError, match="pass mesh="):
-        selective_scan(**arrays, rows="data")
+    with pytest.raises(ValueError, match="D is a NoneType, expected an array"):
+        selective_scan(**arrays | {"D": None})
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for alone in ({"rows": "data"}, {"channels": "data"}, {"mesh": mesh}):
+        with pytest.raises(ValueError, match="name axes of mesh="):
+            selective_scan(**arrays, **alone)
+
+
+def test_one_flag_may_be_of_numpy():
+    arrays = on(problem(), jnp.float32)
+    assert (selective_scan(**arrays, reverse=np.bool_(True)) == selective_scan(**arrays, reverse=True)).all()
+
+
+def test_a_symbolic_length_is_for_the_reference_alone():
+    (length,) = export.symbolic_shape("length")
+    sizes = {name: [length if size == 7 else size for size in x.shape] for name, x in problem(length=7).items()}
+    arrays = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in sizes.items()}
+    values = on(problem(length=5), jnp.float32)
+    exported = export.export(jax.jit(lambda a: selective_scan(**a, backend="reference")))(arrays)
+    np.testing.assert_allclose(exported.call(values), selective_scan(**values), atol=1e-5)
+    with pytest.raises(ValueError, match="l is the symbol length"):
+        export.export(jax.jit(lambda a: selective_scan(**a)))(arrays)

@@ -72,3 +72,13 @@ def test_misuse_is_named():
         ssd(x, log_decay, B[:, :, :, :2], C)
     with pytest.raises(ValueError, match="do not fit x"):
         ssd(x[:, :, :3], log_decay[:, :, :3], B, C)
+    with pytest.raises(ValueError, match="x has dtype int32"):
+        ssd(x.astype(jnp.int32), log_decay, B, C)
+    with pytest.raises(ValueError, match=r"B has shape .* expected 4 axes"):
+        ssd(x, log_decay, B[:, :, 0], C)
+    for chunk in (0, -1):
+        with pytest.raises(ValueError, match=f"at least 1, not {chunk}"):
+            ssd(x, log_decay, B, C, chunk=chunk)
+    for empty in ((x, log_decay, B[:, :, :0], C[:, :, :0]), tuple(a[:, :0] for a in (x, log_decay, B, C))):
+        with pytest.raises(ValueError, match="may not be empty"):
+            ssd(*empty)

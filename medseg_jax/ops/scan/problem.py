@@ -30,6 +30,16 @@ class Parameters(NamedTuple):
     delta_weight: Array | None = None  # [k, r, d]
 
 
+def check_array(name: str, x, axes: int) -> None:
+    """A ValueError unless x is an array of a floating dtype with so many axes."""
+    if not hasattr(x, "shape"):
+        raise ValueError(f"{name} is a {type(x).__name__}, expected an array")
+    if len(x.shape) != axes:
+        raise ValueError(f"{name} has shape {x.shape}, expected {axes} axes")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {x.dtype}, expected a floating dtype")
+
+
 def state_dtype(*arrays: Array):
     """float64 where an input has it, else float32: the decays of a long sequence need it."""
     return jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32

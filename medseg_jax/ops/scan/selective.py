@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Float
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 from medseg_jax.ops.plain import plain_wanted
 from medseg_jax.ops.scan.choice import chosen_backend
 from medseg_jax.ops.scan.chunked import chunked
-from medseg_jax.ops.scan.problem import Parameters, Sequences, pick, state_dtype
+from medseg_jax.ops.scan.problem import Parameters, Sequences, check_array, pick, state_dtype
 from medseg_jax.ops.scan.reference import associative, reference
 
 type Backend = Literal["auto", "reference", "associative", "chunked", "pallas_tpu", "mosaic_gpu"]
@@ -51,13 +52,14 @@ def selective_scan(
         B, C: input and output maps of each group.
         D: skip connection.
         delta_bias: added to delta.
-        delta_weight: maps each group's r low-rank step sizes to its d channels, without making them for all of l.
+        delta_weight: maps each group's r low-rank step sizes to its d channels: "chunked" does so for a chunk at a
+            time, the others for all of l beforehand.
         reverse: run time backwards, for all groups or one flag a group. Nothing is flipped: y_t stays at t.
         backend: "reference" (`lax.scan`) and "associative" keep all states for the backward pass; "chunked" runs
             everywhere and keeps chunk boundaries; "pallas_tpu" and "mosaic_gpu" (Hopper or newer) are kernels. "auto"
             is decided when the program is lowered, by the platform it is lowered for: `chosen_backend(platform)` says
-            what is taken and why. Where sizes are symbolic (`jax.export`) it is "chunked", within
-            `ops.plain.plain_forms` "reference".
+            what is taken and why. Where b or d is symbolic (`jax.export`) it is "chunked", within
+            `ops.plain.plain_forms` "reference", the one backend that also takes a symbolic l.
         chunk: steps between the states kept for the backward pass (every backend has a default that suits it).
         mesh: with `rows` and/or `channels`, run one scan per device of this mesh (kernels cannot be split by the
             compiler): `rows` names the axes that split b, `channels` the axis that splits d within each group; the
@@ -68,19 +70,20 @@ def selective_scan(
         y [b, l, c] in u's dtype.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or the backend cannot take them.
+        ValueError: shapes, dtypes or options do not fit, or the backend cannot take them.
     """
     seq, par, flags = _checked(u, delta, A, B, C, D, delta_bias, delta_weight, reverse)
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is the number of steps between kept states, at least 1, not {chunk}")
-    scan = functools.partial(_auto if backend == "auto" else _one_device, flags=flags, backend=backend, chunk=chunk)
+    if (mesh is None) != (rows is None and channels is None):
+        raise ValueError("rows= and channels= name axes of mesh=: pass the mesh and at least one of them, or neither")
+    scan = _auto if backend == "auto" else functools.partial(_one_device, backend=backend)
+    scan = functools.partial(scan, flags=flags, chunk=chunk)
 
     ambient = jax.sharding.get_abstract_mesh()
-    if rows is not None or channels is not None:
-        if mesh is None:
-            raise ValueError("rows and channels name axes of a mesh: pass mesh=")
+    if mesh is not None:
         scan = _sharded(scan, par, mesh, rows, channels)
     elif ambient.size > 1 and all(kind == AxisType.Auto for kind in ambient.axis_types):
         scan = _sharded(scan, par, ambient, None if len(u) % ambient.size else ambient.axis_names, None)
@@ -88,9 +91,8 @@ def selective_scan(
     return y.reshape(*y.shape[:2], -1)
 
 
-def _auto(seq: Sequences, par: Parameters, flags: tuple[bool, ...], backend: str, chunk: int | None) -> Array:
+def _auto(seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None) -> Array:
     """All kernels that could be meant are traced; the lowering keeps that of its platform."""
-    del backend
     scan = functools.partial(_one_device, flags=flags, chunk=chunk)
     if plain_wanted():
         return scan(seq, par, backend="reference")
@@ -156,12 +158,9 @@ def _checked(u, delta, A, B, C, D, delta_bias, delta_weight, reverse):
     arrays |= {} if delta_weight is None else {"delta_weight": delta_weight}
     axes = {"u": 3, "delta": 3, "A": 2, "B": 4, "C": 4, "D": 1, "delta_bias": 1, "delta_weight": 3}
     for name, x in arrays.items():
-        if x.ndim != axes[name]:
-            raise ValueError(f"{name} has shape {x.shape}, expected {axes[name]} axes (see selective_scan)")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {x.dtype}, expected a floating dtype")
+        check_array(name, x, axes[name])
     (b, length, cu), (c, n), k = u.shape, A.shape, B.shape[2]
-    if not (b and length and k and n and cu) or c % k:
+    if not (b and length and k and n and cu and c) or c % k:
         raise ValueError(f"A {A.shape} has {c} channels for {k} groups of B {B.shape}: expected k * d, none empty")
     d = c // k
     if cu % d or k % (cu // d):
@@ -178,7 +177,7 @@ def _checked(u, delta, A, B, C, D, delta_bias, delta_weight, reverse):
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape} beside u {u.shape}, A {A.shape}")
-    flags = (reverse,) * k if isinstance(reverse, bool) else tuple(bool(f) for f in reverse)
+    flags = (bool(reverse),) * k if np.ndim(reverse) == 0 else tuple(bool(f) for f in reverse)
     if len(flags) != k:
         raise ValueError(f"reverse has {len(flags)} flags for {k} groups")
     seq = Sequences(u.reshape(b, length, cu // d, d), delta.reshape(b, length, k, r), B, C)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from medseg_jax.ops.scan.problem import check_array
+
 
 def ssd(
     x: Float[Array, "b l h p"],
@@ -36,8 +38,14 @@ def ssd(
         y in x's dtype; sums, decays and states are float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes or dtypes do not fit, or the chunk has no step.
     """
+    for name, a, axes in (("x", x, 4), ("log_decay", log_decay, 3), ("B", B, 4), ("C", C, 4)):
+        check_array(name, a, axes)
+    if chunk < 1:
+        raise ValueError(f"chunk is the number of steps done as one product, at least 1, not {chunk}")
+    if 0 in (*x.shape, *B.shape):
+        raise ValueError(f"x {x.shape} and B {B.shape} may not be empty")
     (b, length, h, p), (k, n) = x.shape, B.shape[2:]
     if log_decay.shape != (b, length, h) or B.shape != (b, length, k, n) or B.shape != C.shape or h % k:
         raise ValueError(
