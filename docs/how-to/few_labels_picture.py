@@ -1,6 +1,8 @@
 """Draws few-labels.png: a batch of bidirectional copy-paste and its wavelet images, from synthetic pictures.
 
-python docs/how-to/few_labels_picture.py
+    python docs/how-to/few_labels_picture.py
+
+No network is asked: the true label of the unlabelled image stands in for a pseudo-label.
 """
 
 from pathlib import Path
@@ -27,21 +29,21 @@ def case(dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Three rows: what is pasted, what the student sees, what the branches see."""
+    """From left to right: what is pasted, what the student sees, what the branches see."""
     dataset = synthetic.open_data("phantoms2d")
-    (labelled, label), (other, guess) = case(dataset, 0), case(dataset, 6)
+    (labelled, label), (other, stand_in) = case(dataset, 0), case(dataset, 6)
     n = min(labelled.shape[1], other.shape[1])
-    labelled, label, other, guess = labelled[:, :n, :n], label[:n, :n], other[:, :n, :n], guess[:n, :n]
+    labelled, label, other, stand_in = labelled[:, :n, :n], label[:n, :n], other[:, :n, :n], stand_in[:n, :n]
     mask = paste_mask(jax.random.key(3), (n, n), 2 / 3)
     pasted, around = jnp.asarray(labelled), jnp.asarray(other)
     inward, outward = mix(around, pasted, mask), mix(pasted, around, mask)
     low, high = low_high(inward, *FUSION[2])
     panels = [
         ("labelled image", labelled, label),
-        ("unlabelled image,\npseudo-labels dashed", other, guess),
+        ("unlabelled image (the true label\nstands in for a pseudo-label)", other, stand_in),
         ("mask: 1 bright, 0 dark", 0.15 + 0.7 * mask[None, ..., None], None),
-        ("in: labelled box in\nunlabelled surroundings", inward, np.where(mask, guess, label)),
-        ("out: unlabelled box in\nlabelled surroundings", outward, np.where(mask, label, guess)),
+        ("in: labelled box in\nunlabelled surroundings", inward, np.where(mask, stand_in, label)),
+        ("out: unlabelled box in\nlabelled surroundings", outward, np.where(mask, label, stand_in)),
         ("LF of “in”", low, None),
         ("HF of “in”", high, None),
     ]
