@@ -91,6 +91,7 @@ def table(result: dict[str, Any]) -> list[str]:
     if largest := result["largest"]:
         known = largest["known_to"]
         how = "more would not fit" if known == 0 else "perhaps more" if known is None else f"known to {known:.0%}"
+        how += f": the next one {largest['ended']}" if largest["ended"] else ""
         lines.append(
             f"largest batch of {largest['stage']}: {largest['rows_per_chip']:g} rows a chip, {sum(largest['rows'])} "
             f"together, {size(largest['memory'])} ({how}; {largest['compiles']} compiles)"
@@ -112,8 +113,8 @@ def _part(head: str, part: dict[str, Any], capacity: int) -> list[str]:
     lines = [head]
     if part["status"] != "compiled":
         needed = f", it needs {size(part['needed'])}" if part.get("needed") else ""
-        first, *rest = part["error"].strip().splitlines()
-        said = rest[:4] if part["status"] == "refused" else []  # what was found, and what to try
+        first, *rest = part["error"].strip().splitlines() or ["no word of why"]
+        said = rest[:4] if part["status"] == "refused" else rest[-4:]  # what was found and what to try; how it ended
         return [*lines, f"  {part['status']}{needed}: {first[:300]}", *(f"    {line[:300]}" for line in said)]
     memory, counts = part["memory"], part["counts"]
     if "parameters" in part:

@@ -6,7 +6,7 @@ difference than `TOLERANCES` allows is an error.
     model.stablehlo       jax.export's form of StableHLO: weights inside, for cpu, cuda and tpu, any batch size.
                           jax.export.deserialize(open(file, "rb").read()).call(image) needs nothing of medseg_jax.
     model.onnx            the same for ONNX runtimes, any batch size
-    weights.safetensors   params/... and aux/..., config, plan and classes in its metadata. With the three JSON files
+    weights.safetensors   params/... and aux/..., config, plan and classes in its metadata. With the JSON files
                           beside it the folder is a run that predicts: medseg predict FOLDER
     MODEL_CARD.md         data and its hash, scores, how it was trained, intended use and limits
 
@@ -15,6 +15,7 @@ platforms and any batch cannot hold the kernels of one (`ops.scan`): it takes th
 keep one form a platform.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
+from medseg_jax.inference import postprocess
 from medseg_jax.inference.model_card import model_card
 from medseg_jax.methods.objective import Objective, Tree
 from medseg_jax.ops.plain import plain_forms
@@ -37,6 +39,10 @@ type Form = Literal["stablehlo", "onnx", "safetensors"]
 FORMS: tuple[str, ...] = get_args(Form.__value__)
 PLATFORMS = ("cpu", "cuda", "tpu")
 BATCHES = (1, 8)
+FILES = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "safetensors": WEIGHTS}
+DIFFERENCES = "differences.json"
+"""Form -> its file; and where the differences of all of them stand, for the card of a later export."""
+
 TOLERANCES = {"stablehlo": 1e-5, "safetensors": 1e-5, "onnx": 1e-4}
 """Largest difference between an exported model's probabilities and the run's. An ONNX runtime has convolutions of its
 own, which round otherwise: 1.2e-5 for a small U-Net."""
@@ -53,8 +59,7 @@ def export(
 
     Args:
         run: a run or its folder.
-        output: folder; made if missing. What an earlier export left there in other forms stays, if it is of the same
-            weights.
+        output: folder; made if missing. What an earlier export of the same weights left there in other forms stays.
         to: one form or several.
         checkpoint: "best" on validation, or "last".
         progress: told one line a form.
@@ -63,8 +68,8 @@ def export(
         For each file the largest difference of its probabilities from the run's, by batch size.
 
     Raises:
-        UserError: no such form, a package is missing, the network has an operation that a converter does not know, or
-            what was written does not compute the same.
+        UserError: no such form, the folder holds something else, a package is missing, the network has an operation
+            that a converter does not know, or what was written does not compute the same.
     """
     forms = [to] if isinstance(to, str) else list(to)
     if not forms or set(forms) - set(FORMS):
@@ -82,11 +87,11 @@ def export(
     objective, variables = _parts(run)
     if output.resolve() == run.path:
         raise UserError("The export would lie in the run itself", file=output, remedy="choose another folder")
-    output.mkdir(parents=True, exist_ok=True)
     record = public_record(run)
+    found = _earlier(output, record)
+    output.mkdir(parents=True, exist_ok=True)
     for name, text in record.items():
-        (output / name).write_text(text, encoding="utf-8")
-    found: dict[Path, dict[int, float]] = {}
+        _write(output / name, text.encode())
     for form in forms:
         path, predict = WRITERS[form](run, output, record)
         found[path] = differences(run, predict)
@@ -102,8 +107,29 @@ def export(
                 remedy="a network that computes in bfloat16 rounds differently elsewhere; please report anything else",
             )
     card = model_card(run, (objective, variables[0]), record, found, {path: file_sha256(path) for path in found})
-    (output / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    return found
+    _write(output / "MODEL_CARD.md", card.encode())
+    _write(output / DIFFERENCES, json.dumps({path.name: values for path, values in found.items()}, indent=1).encode())
+    return {path: found[path] for path in found if path.name in {FILES[form] for form in forms}}
+
+
+def _earlier(output: Path, record: dict[str, str]) -> dict[Path, dict[int, float]]:
+    """Differences of the forms that an earlier export of the same weights left in the folder."""
+    there, new = output / "run.json", json.loads(record["run.json"])["exported"]
+    if not there.is_file():
+        return {}
+    old = json.loads(there.read_text(encoding="utf-8")).get("exported")
+    if old != new:
+        raise UserError(
+            "The folder holds something else, which would be mixed up with this export",
+            file=output,
+            found=f"{old['checkpoint']} weights of step {old['step']} ({old['weights'][:8]})" if old else "a run",
+            expected=f"nothing, or these {new['checkpoint']} weights of step {new['step']} ({new['weights'][:8]})",
+            remedy="choose another folder, or remove it",
+        )
+    if not (output / DIFFERENCES).is_file():
+        return {}
+    values = json.loads((output / DIFFERENCES).read_text(encoding="utf-8"))
+    return {output / k: {int(b): x for b, x in v.items()} for k, v in values.items() if (output / k).is_file()}
 
 
 def differences(run: Run, predict: Callable[[np.ndarray], Any]) -> dict[int, float]:
@@ -118,7 +144,9 @@ def differences(run: Run, predict: Callable[[np.ndarray], Any]) -> dict[int, flo
 
 
 def public_record(run: Run) -> dict[str, str]:
-    """run.json, plan.json and dataset.json without names of patients, cases, folders and commands."""
+    """run.json, plan.json, dataset.json and, if there is one, postprocessing.json, without names of patients, cases,
+    folders and commands.
+    """
     own = json.loads((run.path / "run.json").read_text())
     config = {**own["config"], "data": Path(own["config"]["data"]).name, "cache": None}
     config |= {name: Path(config[name]).name for name in ("plan", "pretrained") if config.get(name)}
@@ -132,6 +160,7 @@ def public_record(run: Run) -> dict[str, str]:
         **{name: own[name] for name in ("versions", "git", "devices", "started", "scores") if name in own},
     }
     about.setdefault("scores", _scores(run.path))
+    about["exported"] = {"checkpoint": run.checkpoint, "stage": run.stage, "step": run.step, "weights": _hash(run)}
     dataset = json.loads((run.path / "dataset.json").read_text(encoding="utf-8-sig"))
     dataset.pop("dataset", None)
     if "medseg" in dataset:
@@ -140,7 +169,17 @@ def public_record(run: Run) -> dict[str, str]:
         "run.json": json.dumps(about, indent=1),
         "plan.json": (run.path / "plan.json").read_text(encoding="utf-8"),
         "dataset.json": json.dumps(dataset, indent=1, ensure_ascii=False),
+        **{path.name: path.read_text(encoding="utf-8") for path in [run.path / postprocess.FILE] if path.is_file()},
     }
+
+
+def _hash(run: Run) -> str:
+    """sha256 of all arrays that a prediction uses."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_parts(run)[1]):
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def _scores(run: Path) -> dict[str, dict[str, Any]]:
@@ -166,7 +205,7 @@ def _stablehlo(run: Run, output: Path, record: dict[str, str]) -> tuple[Path, Ca
     (batch,) = jax.export.symbolic_shape("b")
     image = jax.ShapeDtypeStruct((batch, *run.plan.patch_size, run.plan.channels_seen), np.float32)
     exported = jax.export.export(jax.jit(_predict(run)), platforms=PLATFORMS)(image)
-    path = _write(output / "model.stablehlo", bytes(exported.serialize()))
+    path = _write(output / FILES["stablehlo"], bytes(exported.serialize()))
     return path, jax.export.deserialize(bytearray(path.read_bytes())).call
 
 
@@ -203,7 +242,7 @@ def _onnx(run: Run, output: Path, record: dict[str, str]) -> tuple[Path, Callabl
         ) from error
     for name, text in record.items():
         model.metadata_props.add(key=name, value=text)
-    path = _write(output / "model.onnx", model.SerializeToString())
+    path = _write(output / FILES["onnx"], model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return path, lambda image: session.run(None, {"image": image})[0]
 

@@ -118,7 +118,7 @@ def _training(run: Run, about: Mapping[str, Any], stage: Any) -> str:
         "Optimiser": f"{optim.name}, peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, "
         f"{optim.schedule} schedule",
         "Moving average of the weights": f"decay {run.config.ema:g}" if run.config.ema else "none",
-        "Started from": run.config.pretrained or "random weights",
+        "Started from": about["config"].get("pretrained") or "random weights",
         "Devices": f"{devices.get('count', '?')} x {devices.get('kind', '?')}",
         "Versions": ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items() if k in ("medseg-jax", "jax")),
         "Commit": f"{git['commit']}{modified}" if git else "not from a repository",

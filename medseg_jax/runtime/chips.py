@@ -142,7 +142,10 @@ class Topology:
         if self.platform == "cuda":
             return chip.link
         sides = [n for n in self.shape if n > 1]
-        return chip.link * sum(2 if n % chip.ring == 0 else 1 for n in sides)
+        closed = [n % chip.ring == 0 for n in sides]
+        if len(self.shape) == 3:  # optical switches close the axes of whole cubes only
+            closed = [len(sides) == 3 and all(closed)] * len(sides)
+        return chip.link * sum(2 if ring else 1 for ring in closed)
 
 
 def parse_topology(name: str) -> Topology:

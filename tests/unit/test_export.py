@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,13 +66,39 @@ def test_the_page_says_how_to_use_it(exported, tmp_path, monkeypatch):
     assert all(name.startswith(("params/", "aux/")) for name in found["weights"])
 
 
-def test_the_exported_folder_predicts_the_same_files(run, exported, phantoms, tmp_path):
-    for name, model in (("run", run), ("export", exported[0])):
-        ms.predict(model, phantoms, tmp_path / name, split="val", postprocessing="none")
+def test_the_exported_folder_predicts_the_same_files(run, phantoms, tmp_path):
+    cleaned = tmp_path / "cleaned"
+    shutil.copytree(run, cleaned)
+    choice = {"smallest": 0.0, "largest": True, "fill": False}
+    classes = {name: {"choice": choice} for name in phantoms.labels.names}
+    (cleaned / "postprocessing.json").write_text(json.dumps({"best": {"classes": classes}}))
+    ms.export(cleaned, tmp_path / "exported", "safetensors")
+    ms.predict(cleaned, phantoms, tmp_path / "run", split="val")
+    ms.predict(tmp_path / "exported", phantoms, tmp_path / "export", split="val")
+    ms.predict(run, phantoms, tmp_path / "plain", split="val", postprocessing="none")
     files = sorted((tmp_path / "run").glob("phantom*.png"))
     assert files
-    for file in files:
-        np.testing.assert_array_equal(read_label(file)[0], read_label(tmp_path / "export" / file.name)[0])
+    mine, theirs, plain = ([read_label(tmp_path / k / f.name)[0] for f in files] for k in ("run", "export", "plain"))
+    assert all(map(np.array_equal, mine, theirs))
+    assert not all(map(np.array_equal, mine, plain))
+
+
+def test_one_folder_holds_one_set_of_weights(run, exported, tmp_path):
+    folder = tmp_path / "exported"
+    ms.export(run, folder, "safetensors", checkpoint="last")
+    with pytest.raises(UserError, match="something else") as error:
+        ms.export(run, folder, "stablehlo")
+    assert "last weights of step 6" in str(error.value.found)
+    assert not (folder / "model.stablehlo").exists()
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    with pytest.raises(UserError, match="something else"):
+        ms.export(run, other)
+    found = ms.export(run, folder, "stablehlo", checkpoint="last")
+    assert [path.name for path in found] == ["model.stablehlo"]
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "| model.stablehlo |" in card
+    assert "| weights.safetensors |" in card
 
 
 def test_an_export_can_be_exported_again(exported, tmp_path):
@@ -81,10 +108,16 @@ def test_an_export_can_be_exported_again(exported, tmp_path):
     assert card.partition("## Files")[0] == (tmp_path / "again" / "MODEL_CARD.md").read_text().partition("## Files")[0]
 
 
-def test_no_name_of_a_case_a_patient_or_a_folder_leaves(run, exported, phantoms):
-    names = [case.id for case in phantoms.cases] + [str(run.parent), str(phantoms.root.parent)]
+def test_no_name_of_a_case_a_patient_or_a_folder_leaves(run, exported, phantoms, tmp_path):
+    names = [case.id for case in phantoms.cases] + [str(run.parent), str(phantoms.root.parent), "alice"]
     assert names[0].encode() in (run / "run.json").read_bytes()
-    for file in exported[0].iterdir():
+    shutil.copytree(run, tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    about["config"]["pretrained"] = "/home/alice/w.safetensors"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    ms.export(tmp_path / "run", tmp_path / "out", "safetensors")
+    assert "**Started from:** w.safetensors" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    for file in (*exported[0].iterdir(), *(tmp_path / "out").iterdir()):
         content = file.read_bytes()
         assert not [name for name in names if name.encode() in content], file.name
 

@@ -58,8 +58,11 @@ def test_wrong_names_say_what_there_is(name):
 
 def test_links_of_a_slice():
     """One link a way along an open axis, two along a ring."""
-    speed = {n: chips.parse_topology(n).interconnect for n in ("v5e-1", "v5e-4", "v5e-256", "h100x8")}
-    assert speed == {"v5e-1": None, "v5e-4": 2 * 50e9, "v5e-256": 4 * 50e9, "h100x8": 450e9}
+    names = ("v5e-1", "v5e-4", "v5e-256", "v5p-64", "v5p-128", "h100x8")
+    speed = {n: chips.parse_topology(n).interconnect for n in names}
+    expected = {"v5e-1": None, "v5e-4": 2 * 50e9, "v5e-256": 4 * 50e9, "h100x8": 450e9}
+    # 2 x 4 x 4 chips are no whole cube of 4 x 4 x 4, whose axes alone can be closed
+    assert speed == expected | {"v5p-64": 3 * 100e9, "v5p-128": 6 * 100e9}
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v5e-1", "preflight-tpu"), ("h100x1", "preflight-cuda")])
@@ -77,6 +80,18 @@ def test_nothing_known_of_the_data():
     with pytest.raises(ms.UserError, match="Nothing is known") as error:
         pf.know_data(TINY, chips.parse_topology("cpu"))
     assert "--patch-size" in error.value.remedy
+
+
+def test_a_damaged_data_set_is_not_a_missing_one(phantoms, tmp_path):
+    """What is wrong with data that are here is said, and no other data are made up."""
+    (tmp_path / "dataset.json").write_text("{")
+    cpu = chips.parse_topology("cpu")
+    with pytest.raises(ms.UserError, match="JSON"):
+        pf.know_data(replace(TINY, data=str(tmp_path)), cpu, **KNOWN)
+    with pytest.raises(ms.UserError, match="No such domain"):
+        pf.know_data(replace(TINY, data=str(phantoms.root), hold_out="site9"), cpu, **KNOWN)
+    with pytest.raises(ms.UserError, match="number of training cases"):
+        pf.know_data(TINY, cpu, patch_size=(16, 16), cases=0)
 
 
 def test_what_is_assumed_is_said():
@@ -158,6 +173,22 @@ def test_the_search_needs_few_programs():
     found = search.largest_batch(TINY, 0, start, target, machine, 9)
     assert found["compiles"] <= 6
     assert found["rows_per_chip"] > 0.9 * (16 * 2**30 - 10**9) / 10**7
+
+
+def test_a_program_that_was_not_compiled_says_nothing_of_the_memory():
+    machine = Machine(10**9, 10**7, 16 * 2**30)
+
+    def ask(*words):
+        reply = machine(*words)
+        ask.asked += 1
+        return reply if ask.asked < 2 else {"status": "timed out", "fits": None}
+
+    ask.asked = 0
+    start = {"rows": [8, 0], **machine("train", 0, (8, 0), "")}
+    found = search.largest_batch(TINY, 0, start, SimpleNamespace(chips=1, memory=machine.capacity), ask, 9)
+    assert found["known_to"] is None
+    assert found["ended"] == "timed out"
+    assert found["compiles"] == 2
 
 
 def test_a_search_that_is_stopped_leaves_what_is_known():

@@ -12,6 +12,7 @@ from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.fingerprint import fingerprint
 from medseg_jax.data.plan import Plan
 from medseg_jax.data.planning import plan_for
+from medseg_jax.data.synthetic import EMBEDDED
 from medseg_jax.runtime.chips import Topology
 from medseg_jax.types import Labels, UserError
 
@@ -68,11 +69,12 @@ def know_data(
     """What the data set, a plan, or the user says of the data; data on this disk are looked at, never preprocessed."""
     from medseg_jax.training.prepare import open_data, open_plan
 
-    notes = []
-    try:
+    if cases is not None and cases < 1:
+        raise UserError("There is no such number of training cases", found=str(cases), expected="1 or more")
+    notes, whole, dataset = [], None, None
+    if config.data in EMBEDDED or Path(config.data).exists():
         whole, dataset = open_data(config)
-    except UserError:
-        whole = dataset = None
+    else:
         notes.append(f"{config.data} is not on this disk")
     if plan is not None:
         chosen = Plan.load(plan)
@@ -103,8 +105,9 @@ def know_data(
         return DataFacts(chosen, labels, len(dataset.cases), len(training), dataset.domains, extent, tuple(notes))
     if cases is None:
         notes.append("100 training cases are assumed, as large as the patch (--cases)")
+        cases = 100
     side = (1, *chosen.patch_size)[-3:]
-    return DataFacts(chosen, labels, cases or 100, cases or 100, ("",), (side, side), tuple(notes))
+    return DataFacts(chosen, labels, cases, cases, ("",), (side, side), tuple(notes))
 
 
 def _adapted(plan: Plan, patch_size: Sequence[int] | None, channels: int | None, classes: int | None) -> Plan:

@@ -64,8 +64,8 @@ def largest_batch(
     compiled says where to look next; between what fits and what does not it bisects when the line is of no use.
 
     Returns:
-        rows, rows_per_chip, memory of the largest batch that was compiled and fits; known_to (a share), and `compiles`.
-        None if none fits.
+        rows, rows_per_chip, memory of the largest batch that was compiled and fits; known_to (a share), `compiles`, and
+        ended: what became of a program that neither fits nor does not (timed out, crashed, refused). None if none fits.
     """
     parts = parts_of_a_batch(config, target)
     labelled, unlabelled = (n // parts for n in first["rows"])
@@ -79,9 +79,9 @@ def largest_batch(
         return [k for k, reply in seen.items() if reply["fits"]]
 
     def too_large() -> list[int]:
-        return [k for k, reply in seen.items() if not reply["fits"]]
+        return [k for k, reply in seen.items() if reply["fits"] is False]
 
-    while ask.asked < limit:
+    while ask.asked < limit and all(reply["fits"] is not None for reply in seen.values()):
         low, high = max(fitting(), default=0), min(too_large(), default=None)
         if high is not None and high - low <= max(step, CLOSE * low):
             break
@@ -100,6 +100,7 @@ def largest_batch(
         "memory": seen[low]["memory"]["total"],
         "known_to": None if high is None else (high - step) / low - 1,
         "compiles": ask.asked - start,
+        "ended": next((reply["status"] for reply in seen.values() if reply["fits"] is None), None),
     }
 
 
