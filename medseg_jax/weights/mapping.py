@@ -82,9 +82,7 @@ def _tensors(tree: Any, file: Path, entry: str) -> Tensors:
         )
     twins = [name for name, tensors in sets.items() if name != chosen and tensors.keys() & sets[chosen].keys()]
     if twins and not entry:
-        say(
-            f"{file.name}: {chosen or 'the outermost tensors'} read; {file.name}#{twins[0]} reads another set of such names"
-        )
+        say(f"{file.name}: {chosen or 'the outermost tensors'} read; {file.name}#{twins[0]} reads another set")
     return sets[chosen]
 
 
