@@ -6,6 +6,7 @@ Each rule below has a test with a file that triggers it, and none of them speaks
 |---|---|
 | image or label missing or unreadable; a channel file missing; number of channels | error |
 | channels or label of another shape than the image, or lying elsewhere (affine, shown in mm) | error |
+| NIfTI header that contradicts itself: sform, qform, pixdim | warning |
 | NaN or infinite voxels | error |
 | label values that are not whole numbers, or that dataset.json does not name (which, how many voxels) | error |
 | label of ignored voxels only | error |
@@ -33,6 +34,7 @@ from rich.table import Table
 from medseg_jax.data import geometry as space
 from medseg_jax.data import io
 from medseg_jax.data.dataset import CHANNEL, FOLDERS, Dataset, value_counts, visible_files
+from medseg_jax.data.nifti import contradictions
 from medseg_jax.types import Case, Geometry, UserError
 
 SPACING_FACTOR = 3.0
@@ -155,6 +157,7 @@ def _check_image(dataset: Dataset, case: Case, found: _Findings) -> tuple[np.nda
     first, _, geometry = good[0]
     arrays = []
     for path, array, other in good:
+        _check_header(found, path, other)
         differences = space.same_space(other, geometry)
         if differences:
             text = f"lies elsewhere than {first.name}: {'; '.join(differences)}"
@@ -165,6 +168,11 @@ def _check_image(dataset: Dataset, case: Case, found: _Findings) -> tuple[np.nda
         return None, geometry
     image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1)  # [*s, c]
     return image, geometry
+
+
+def _check_header(found: _Findings, file: Path, geometry: Geometry) -> None:
+    if words := contradictions(geometry):
+        found.warn(file, "; ".join(words), "other programs may place it elsewhere: write the file again with the right one in both")
 
 
 def _check_channels(dataset: Dataset, case: Case, found: _Findings, channels: int) -> None:
@@ -198,6 +206,7 @@ def _check_label(dataset: Dataset, case: Case, found: _Findings, geometry: Geome
     if result is None:
         return
     label, other = result
+    _check_header(found, file, other)
     differences = space.same_space(other, geometry) if geometry is not None else []
     if differences:
         text = f"does not lie where its image does: {'; '.join(differences)}"

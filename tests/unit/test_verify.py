@@ -115,6 +115,17 @@ def test_affine_in_mm(root):
     only(check(root), "error", "b", "does not lie where its image does", "12.5 mm")
 
 
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_header_that_contradicts_itself(root, folder):
+    path = image(root, "c") if folder == "imagesTr" else root / folder / "c.nii.gz"
+    file = nib.Nifti1Image.from_filename(path)
+    moved = file.affine.copy()
+    moved[0, 3] += 4
+    file.header.set_qform(moved, 1)
+    nib.Nifti1Image(np.asarray(file.dataobj), file.affine, file.header).to_filename(path)
+    only(check(root), "warning", "c", "sform against qform", "4 mm", "the sform is used")
+
+
 def test_unknown_values_with_counts(root):
     label(root, "b", values=(1, 2, 7))
     only(check(root), "error", "b", "7 (16 voxels)", "0, 1, 2")
