@@ -16,6 +16,16 @@ import jax.numpy as jnp
 from jax import Array
 
 
+class Tiles(NamedTuple):
+    """How one call is cut, and whether Pallas interprets the kernel."""
+
+    flags: tuple[bool, ...]  # time runs backwards, one a block of channels
+    width: int  # channels of a block
+    chunk: int  # steps between kept states
+    groups: int = 1  # in a block, 1 or 2
+    interpret: bool = False
+
+
 class Axes(NamedTuple):
     """Where an array of a kernel has its batch rows (None: shared by all) and its blocks of channels, `width` wide."""
 
@@ -29,8 +39,8 @@ class Axes(NamedTuple):
 
 
 @functools.cache
-def foldable(kernel: Callable, tiles, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]) -> Callable:
-    """kernel(tiles, *arrays) -> tuple of arrays, for which vmap calls it once. tiles.flags has one entry a block."""
+def foldable(kernel: Callable, tiles: Tiles, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]) -> Callable:
+    """kernel(tiles, *arrays) -> tuple of arrays, for which vmap calls it once."""
     call = jax.custom_batching.custom_vmap(functools.partial(kernel, tiles))
 
     @call.def_vmap
@@ -84,7 +94,7 @@ class Layout(NamedTuple):
 
 
 @functools.cache
-def differentiable(forward: Callable, keep: Callable, backward: Callable, tiles, at: Layout) -> Callable:
+def differentiable(forward: Callable, keep: Callable, backward: Callable, tiles: Tiles, at: Layout) -> Callable:
     """(u, delta, BC, A, pair) -> y, with its gradient and vmap, from three kernels.
 
     Args:

@@ -11,7 +11,6 @@ channels: the products of 64 / n steps are put into shared memory as 64 rows of 
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from medseg_jax.ops.scan.choice import gpu_states
-from medseg_jax.ops.scan.fold import Axes, Layout, differentiable
+from medseg_jax.ops.scan.fold import Axes, Layout, Tiles, differentiable
 from medseg_jax.ops.scan.problem import (
     Parameters,
     Sequences,
+    flattened,
     pad_channels,
     pad_states,
     pad_time,
@@ -36,15 +36,6 @@ SLAB = 64
 """Rows of the register layout that sums over channels."""
 LOG2E = math.log2(math.e)
 CHANNEL = plgpu.Layout.WG_STRIDED((LANES,), 1)
-
-
-class Tiles(NamedTuple):
-    """How one call is cut, and whether Pallas interprets the kernel."""
-
-    flags: tuple[bool, ...]  # time runs backwards, one a group
-    width: int  # channels of a group
-    chunk: int  # steps between kept states
-    interpret: bool = False
 
 
 def mosaic_gpu(
@@ -64,16 +55,10 @@ def mosaic_gpu(
     seq, par = project_delta(seq, par)
     _, length, k, d = seq.delta.shape
     seq, par = pad_time(*pad_channels(seq, par, -d % LANES), chunk)
-
-    def flat(x):
-        return x.reshape(*x.shape[:2], -1)
-
-    BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32).swapaxes(1, 2)  # [b, k, l, 2n]
-    A = jnp.moveaxis(par.A, -1, 0).reshape(n, -1).astype(jnp.float32)  # [n, c]
-    pair = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
-    tiles = Tiles(flags, par.A.shape[1], chunk, interpret)
+    u, delta, BC, A, pair = flattened(seq, par)
+    tiles = Tiles(flags, par.A.shape[1], chunk, interpret=interpret)
     scan = differentiable(_forward, _forward_and_keep, _backward, tiles, _layout(tiles))
-    y = scan(flat(seq.u), flat(seq.delta), BC, A, pair)
+    y = scan(u, delta, BC.swapaxes(1, 2), A, pair)  # BC [b, k, l, 2n]
     return y.reshape(*y.shape[:2], k, -1)[:, :length, :, :d]
 
 

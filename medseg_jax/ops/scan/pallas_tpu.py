@@ -1,7 +1,8 @@
 """The selective scan as two Mosaic TPU kernels, forward and backward.
 
 Layout. Arrays stay as they come, [b, l, c]: time on sublanes, channels on lanes, nothing padded in memory. A kernel
-works on tiles of up to 8 batch rows. It turns 8 steps of 8 rows at a time, so that one vector register holds one step
+works on tiles of up to 8 batch rows, as few tiles as there can be; the last may lack rows, which are then computed from
+whatever is in VMEM and read by nobody. It turns 8 steps of 8 rows at a time, so that one vector register holds one step
 (rows on sublanes, 128 channels on lanes), and adds bias and softplus on the way. The n states of these channels are n
 registers, and y = sum_n C_n h_n is a sum of registers. Channels are looped over inside a grid cell, so that B and C,
 which every channel of a group needs as whole registers of equal lanes, are spread over the lanes once per cell.
@@ -16,7 +17,6 @@ outside the kernel. There are no atomics: the same inputs give the same bits.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +24,21 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from medseg_jax.ops.scan.fold import Axes, Layout, differentiable
-from medseg_jax.ops.scan.problem import Parameters, Sequences, pad_channels, pad_time, project_delta, state_dtype
+from medseg_jax.ops.scan.fold import Axes, Layout, Tiles, differentiable
+from medseg_jax.ops.scan.problem import (
+    Parameters,
+    Sequences,
+    flattened,
+    pad_channels,
+    pad_time,
+    project_delta,
+    state_dtype,
+)
 
 LANES = 128
 LOG2E = math.log2(math.e)
 VMEM = 60 * 2**20
 """What a kernel may use; a v5p core has 64 MiB, v5e and v6e have 128."""
-
-
-class Tiles(NamedTuple):
-    """How one call is cut, and whether Pallas interprets the kernel."""
-
-    flags: tuple[bool, ...]  # time runs backwards, one a block of channels
-    width: int  # channels of a block
-    groups: int  # groups that they belong to, 1 or 2
-    chunk: int  # steps of a grid cell
-    interpret: bool = False
 
 
 def pallas_tpu(
@@ -59,17 +57,11 @@ def pallas_tpu(
         seq, par = pad_channels(seq, par, -d % LANES)
     groups = 2 if paired else 1
     seq, par = pad_time(seq, par, chunk)
-    tiles = Tiles(flags[::groups], groups * seq.delta.shape[3], groups, chunk, interpret)
-
-    def flat(x):
-        return x.reshape(*x.shape[:2], -1)
-
-    BC = jnp.concatenate([seq.B, seq.C], -1).astype(jnp.float32)  # [b, l, k, 2n]
+    u, delta, BC, A, pair = flattened(seq, par)
     BC = BC.reshape(*BC.shape[:2], k // groups, -1).transpose(2, 0, 1, 3)  # [k / groups, b, l, groups * 2n]
-    A = jnp.moveaxis(par.A, -1, 0).reshape(par.A.shape[-1], -1).astype(jnp.float32)  # [n, c]
-    skip_and_bias = jnp.stack([par.D, par.delta_bias]).reshape(2, -1).astype(jnp.float32)  # [2, c]
+    tiles = Tiles(flags[::groups], groups * seq.delta.shape[3], chunk, groups, interpret)
     scan = differentiable(_forward, _forward_and_keep, _backward, tiles, _layout(tiles))
-    y = scan(flat(seq.u), flat(seq.delta), BC, A, skip_and_bias)
+    y = scan(u, delta, BC, A, pair)
     return y.reshape(*y.shape[:2], k, -1)[:, :length, :, :d]
 
 
@@ -86,10 +78,10 @@ def _forward(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
 def _forward_and_keep(tiles: Tiles, *inputs: Array) -> tuple[Array, ...]:
     """y, and the state [t, n, b, c] that enters each chunk of steps."""
     y, boundaries = _run_forward(tiles, *inputs, keep=True)
-    return y, _whole_rows(boundaries, 1)
+    return y, _whole_rows(boundaries, 1, len(y))
 
 
-def _run_forward(tiles: Tiles, u, delta, BC, A, skip_and_bias, keep: bool) -> tuple[Array, ...]:
+def _run_forward(tiles: Tiles, u, delta, BC, A, pair, keep: bool) -> tuple[Array, ...]:
     at = _Specs(u, delta, BC, A, tiles, backward=False)
     out_shape, out_specs = [jax.ShapeDtypeStruct(delta.shape, u.dtype)], [at.wide]
     if keep:
@@ -101,13 +93,14 @@ def _run_forward(tiles: Tiles, u, delta, BC, A, skip_and_bias, keep: bool) -> tu
         out_specs=out_specs,
         out_shape=out_shape,
         scratch=[at.state_scratch, at.spread_scratch, at.step_scratch(3), at.step_scratch(1)],
-    )(u, delta, BC, A, skip_and_bias)
+    )(u, delta, BC, A, pair)
 
 
-def _backward(tiles: Tiles, u, delta, BC, A, skip_and_bias, boundaries, dy) -> tuple[Array, ...]:
+def _backward(tiles: Tiles, u, delta, BC, A, pair, boundaries, dy) -> tuple[Array, ...]:
     """du, ddelta, dBC, and of each row dA [b, n, c], d(skip and bias) [b, 2, c]."""
     at = _Specs(u, delta, BC, A, tiles, backward=True)
-    f32, rows = jnp.float32, u.shape[0]
+    f32, tiles_of_rows, b = jnp.float32, at.grid[0], len(u)
+    boundaries = jnp.pad(boundaries, ((0, 0), (0, 0), (0, tiles_of_rows * at.rows - b), (0, 0)))
     boundaries = boundaries.reshape(*boundaries.shape[:2], -1, at.rows, A.shape[1]).swapaxes(1, 2)
     du, ddelta, dBC, dA, dpair = at.call(
         functools.partial(_backward_kernel, at),
@@ -118,8 +111,8 @@ def _backward(tiles: Tiles, u, delta, BC, A, skip_and_bias, boundaries, dy) -> t
             jax.ShapeDtypeStruct(delta.shape, u.dtype if u.shape == delta.shape else f32),
             jax.ShapeDtypeStruct(delta.shape, delta.dtype),
             jax.ShapeDtypeStruct(BC.shape, f32),
-            jax.ShapeDtypeStruct((rows // at.rows, *A.shape[:1], at.rows, A.shape[1]), f32),
-            jax.ShapeDtypeStruct((rows // at.rows, 2, at.rows, A.shape[1]), f32),
+            jax.ShapeDtypeStruct((tiles_of_rows, *A.shape[:1], at.rows, A.shape[1]), f32),
+            jax.ShapeDtypeStruct((tiles_of_rows, 2, at.rows, A.shape[1]), f32),
         ],
         scratch=[
             at.state_scratch,
@@ -129,16 +122,16 @@ def _backward(tiles: Tiles, u, delta, BC, A, skip_and_bias, boundaries, dy) -> t
             at.step_scratch(3),
             at.step_scratch(2),
         ],
-    )(u, delta, BC, A, skip_and_bias, boundaries, dy)
+    )(u, delta, BC, A, pair, boundaries, dy)
     if u.shape != delta.shape:  # groups that share a sequence
         du = du.reshape(*du.shape[:2], -1, u.shape[-1]).sum(2).astype(u.dtype)
-    return du, ddelta, dBC, *(jnp.moveaxis(_whole_rows(x, 0), 1, 0) for x in (dA, dpair))
+    return du, ddelta, dBC, *(jnp.moveaxis(_whole_rows(x, 0, b), 1, 0) for x in (dA, dpair))
 
 
-def _whole_rows(x: Array, axis: int) -> Array:
-    """Row tiles [.., b / rows, n, rows, c] -> [.., n, b, c]."""
+def _whole_rows(x: Array, axis: int, b: int) -> Array:
+    """Row tiles [.., tiles, n, rows, c] -> [.., n, b, c]."""
     x = jnp.moveaxis(x, axis, axis + 1)
-    return x.reshape(*x.shape[: axis + 1], -1, x.shape[-1])
+    return x.reshape(*x.shape[: axis + 1], -1, x.shape[-1])[..., :b, :]
 
 
 # ------------------------------------------------------------------------------------------- blocks, and where they lie
@@ -150,9 +143,9 @@ class _Specs:
     def __init__(self, u: Array, delta: Array, BC: Array, A: Array, tiles: Tiles, backward: bool):
         self.tiles, self.n = tiles, A.shape[0]
         self.unroll = 1 if tiles.interpret else 8  # divides every chunk; hides the latency of the recurrence
-        rows = self.rows = max(r for r in range(1, 9) if delta.shape[0] % r == 0)
-        width, chunk, groups, count = tiles.width, tiles.chunk, tiles.groups, len(tiles.flags)
-        self.grid = (delta.shape[0] // rows, count, delta.shape[1] // chunk)
+        b, width, chunk, groups, count = len(delta), tiles.width, tiles.chunk, tiles.groups, len(tiles.flags)
+        rows = self.rows = pl.cdiv(b, pl.cdiv(b, 8))
+        self.grid = (pl.cdiv(b, rows), count, delta.shape[1] // chunk)
         sources, last = u.shape[-1] // width, self.grid[2] - 1
 
         def when(j, t, flags):

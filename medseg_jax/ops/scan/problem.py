@@ -111,6 +111,14 @@ def project_delta(seq: Sequences, par: Parameters) -> tuple[Sequences, Parameter
     return seq._replace(delta=delta), par._replace(delta_weight=None)
 
 
+def flattened(seq: Sequences, par: Parameters) -> tuple[Array, ...]:
+    """For the kernels: u, delta [b, l, c], and in float32 BC [b, l, k, 2n], A [n, c], the pair D and bias [2, c]."""
+    u, delta = (x.reshape(*x.shape[:2], -1) for x in (seq.u, seq.delta))
+    BC, A = jnp.concatenate([seq.B, seq.C], -1), jnp.moveaxis(par.A, -1, 0).reshape(par.A.shape[-1], -1)
+    pair = jnp.stack([par.D, par.delta_bias]).reshape(2, -1)
+    return u, delta, *(x.astype(jnp.float32) for x in (BC, A, pair))
+
+
 def pick(x: Array, axis: int, indices: list[int]) -> Array:
     """Static take, as slices side by side: their transpose adds in a fixed order, that of `jnp.take` is a scatter."""
     if indices == list(range(x.shape[axis])):
