@@ -4,9 +4,9 @@
 #   sbatch --nodes=2 --gpus-per-node=4 launch/slurm.sh configs/unet_hippocampus.py --out runs/h
 #
 # Time-out and preemption send SIGTERM to medseg two minutes early: it saves, ends with 143, and the job queues up again.
-# A lost process or node ends the others, and the job queues up again too; an explained problem (1, 2) ends the job, and so
-# does scancel. RUN and the folder of sbatch must lie on a file system that all nodes share. MEDSEG is how medseg is called
-# on a node; RESTARTS, how often a job may come back.
+# A lost process or node ends the others, and the job queues up again too; an explained problem (1, 2) ends the job, as
+# does scancel. RUN and the folder of sbatch must lie on a file system that all nodes share. MEDSEG is how medseg is
+# called on a node; RESTARTS, how often a job may come back.
 #
 #SBATCH --job-name=medseg
 #SBATCH --ntasks-per-node=1
@@ -28,8 +28,8 @@ trap 'echo "SIGTERM: medseg has saved"' TERM
 # Since SLURM 22.05 srun does not ask sbatch how many CPUs a task has.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-# srun ends with the highest code of all tasks; those that die with a task that explains a problem (1, 2; 126 and 127: no
-# medseg there) have higher ones. So it writes its code down. Its shell hears SIGTERM as medseg does, and outlives it.
+# srun ends with the highest code of all tasks; those that die with a task that explains a problem (1, 2; 126 and 127:
+# no medseg there) have higher ones. So it writes its code down. Its shell hears SIGTERM as medseg does, and outlives it.
 explained=$PWD/medseg-$SLURM_JOB_ID.explained
 : > "$explained"
 # shellcheck disable=SC2016  # the tasks' words

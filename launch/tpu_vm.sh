@@ -2,10 +2,10 @@
 # A TPU slice of Google Cloud, from nothing to a trained run, from a machine with gcloud and this repository:
 #
 #   export NAME=unet ZONE=us-west4-a TYPE=v5litepod-16 SHARE=10.0.0.2:/runs
-#   launch/tpu_vm.sh train configs/unet_hippocampus.py --out share/runs/h     # creates, installs, trains, restarts
-#   launch/tpu_vm.sh stop                                                     # saves, and ends the training
+#   launch/tpu_vm.sh train configs/unet_hippocampus.py --data share/data/hippocampus --out share/runs/h
+#   launch/tpu_vm.sh stop      # saves, and ends the training
 #   launch/tpu_vm.sh status
-#   launch/tpu_vm.sh delete                                                   # it costs until then
+#   launch/tpu_vm.sh delete    # it costs until then
 #
 # NAME    of the queued resource and of its node
 # ZONE    where
@@ -15,8 +15,9 @@
 # SPOT    1 for preemptible chips (cheaper, taken away at any time)
 # STARTS  how often to start before giving up (default 20)
 #
-# When a worker dies, the others end by themselves; when the slice is taken away, another one is asked for. Then the same
-# command starts again, and the run goes on from its last checkpoint. An explained problem (exit codes 1 and 2) ends it.
+# train creates the slice, installs and starts. When a worker dies, the others end by themselves; when the slice is taken
+# away, another one is asked for. Then the same command starts again, and the run goes on from its last checkpoint. An
+# explained problem (exit codes 1 and 2) ends it.
 set -euo pipefail
 
 usage() {
@@ -78,15 +79,25 @@ install() {
             python3 -m uv pip install -q '.[tpu]' && touch .installed-$commit"
 }
 
-# Sends a signal to medseg on all workers. The brackets keep pkill from finding the shell that calls it.
-tell() { on_all "pkill -$1 -f '[b]in/medseg' || true"; }
+# How pkill finds medseg: by the first words of its interpreter, for the shells around it speak of medseg, too.
+MEDSEG='^[^ ]*python[^ ]* [^ ]*bin/medseg'
+
+# Ends what an earlier start has left, on all workers before any of them starts, and forgets that it was to stop.
+sweep() { on_all "rm -f medseg_jax/.stop; pkill -KILL -f '$MEDSEG' || true"; }
+
+# All workers save and end. The shells that wait for medseg go on, and hand on its exit code.
+stop() { on_all "touch medseg_jax/.stop; pkill -TERM -f '$MEDSEG' || true"; }
 
 # Mounts the share and runs the same command on all workers, each of which asks its metadata server who it is.
 # Exit codes 1 and 2 of medseg come back as 101 and 102, since gcloud ends with 1 whatever happens to itself. That
-# medseg was stopped and has saved (143) is the end only if we asked for it; else the machine is being taken away.
+# medseg was stopped and has saved (143) is the end only if we asked for it; else the machine is being taken away. A
+# worker whose connection breaks is told all this once more by gcloud: unless it was to stop, it starts afresh.
 start() {
     on_all "set -e
-        cd medseg_jax && mkdir -p share && rm -f .stop
+        trap : TERM
+        cd medseg_jax && mkdir -p share
+        [ ! -e .stop ] || exit 143
+        pkill -KILL -f '$MEDSEG' || true
         mountpoint -q share || sudo mount -t nfs -o hard $(printf %q "$SHARE") share
         about() { curl -sf -H 'Metadata-Flavor: Google' \
             http://metadata.google.internal/computeMetadata/v1/instance/attributes/\$1; }
@@ -108,7 +119,7 @@ train() {
     for ((attempt = 1; attempt <= ${STARTS:-20}; attempt++)); do
         say "start $attempt of ${STARTS:-20}"
         code=0
-        create && install && tell KILL && start "$@" || code=$?
+        create && install && sweep && start "$@" || code=$?
         case $code in
             0) say "trained" && return ;;
             101 | 102) say "medseg explains the problem above; not started again" && return $((code - 100)) ;;
@@ -131,7 +142,7 @@ case $verb in
         train "$@"
         ;;
     create) create && install ;;
-    stop) on_all "touch medseg_jax/.stop" && tell TERM ;;
+    stop) stop ;;
     status) state ;;
     delete) tpus queued-resources delete "$NAME" --force --quiet ;;
     *) usage ;;

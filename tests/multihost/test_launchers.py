@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,9 +298,18 @@ case "$*" in
     *"queued-resources delete"*) rm -f "$HERE/state" ;;
     *"tpu-vm ssh"*)
         for word in "$@"; do case $word in --command=*) work=${word#--command=} ;; esac; done
-        cd "$HERE" && bash -c "$work" ;;
+        WORK=$work exec ssh ;; # by another name, so that pkill sees the words of WORK on the worker only
     *"tpu-vm scp"*) cp "$5" "$HERE/" 2> /dev/null || cp "$4" "$HERE/" ;;
 esac
+"""
+# A shell that dies is a broken connection (255), after which gcloud calls once more if the worker is there.
+SSH = f"""cd "$HERE" && exec {sys.executable} -S -c '
+import os, subprocess, sys
+for attempt in 1, 2:
+    code = subprocess.call(["bash", "-c", os.environ["WORK"]])
+    if 0 <= code < 255 or open("state").read() != "ACTIVE\\n":
+        break
+sys.exit(code if code >= 0 else 255)'
 """
 CURL = """
 case $* in
@@ -311,22 +321,31 @@ MEDSEG = """#!/usr/bin/env bash
 echo "${COORDINATOR_ADDRESS-} ${NUM_PROCESSES-} ${PROCESS_ID-} $*" >> "$HERE/started"
 code=$(head -n 1 "$HERE/codes") && sed -i 1d "$HERE/codes"
 [ "$code" != lost ] || { echo SUSPENDED > "$HERE/state"; exit 255; }
+[ "$code" != cut ] || { touch .stop; exit 255; }
 exit "$code"
 """
 
 
-def tpu(shell, home: Path, codes: str, endpoints: str = "10.0.0.1,10.0.0.2", **environment):
+def tpu(
+    shell, home: Path, codes: str, endpoints="10.0.0.1,10.0.0.2", script="tpu_vm.sh", program=MEDSEG, **environment
+):
     (home / "codes").write_text("\n".join(codes.split()) + "\n")
     (home / "endpoints").write_text(endpoints)
     medseg = home / "medseg_jax" / ".venv" / "bin" / "medseg"
-    medseg.parent.mkdir(parents=True)
-    medseg.write_text(MEDSEG)
+    medseg.parent.mkdir(parents=True, exist_ok=True)
+    medseg.write_text(program)
     medseg.chmod(0o755)
-    programs = {"gcloud": GCLOUD, "curl": CURL, "git": 'case $1 in rev-parse) echo abc ;; *) touch "${3#*=}" ;; esac'}
-    programs |= dict.fromkeys(("pkill", "mountpoint", "tar", "python3"), "exit 0")
+    programs = {
+        "gcloud": GCLOUD,
+        "ssh": SSH,
+        "curl": CURL,
+        "git": 'case $1 in rev-parse) echo abc ;; *) touch "${3#*=}" ;; esac',
+    }
+    programs |= dict.fromkeys(("mountpoint", "tar", "python3"), "exit 0")
+    programs["pkill"] = f'exec {shutil.which("pkill")} --session 0 "$@"'  # the real one, among the test's own processes
     names = {"NAME": "mine", "ZONE": "here", "TYPE": "v5litepod-16", "SHARE": "nfs:/runs", "POLL": "0"}
     words = ("train", "a config", "--out", "share/my run")
-    code, said, calls = shell("tpu_vm.sh", *words, programs=programs, **{**names, **environment})
+    code, said, calls = shell(script, *words, programs=programs, **{**names, **environment})
     started = home / "started"
     return code, said, calls, started.read_text().splitlines() if started.exists() else []
 
@@ -376,6 +395,76 @@ def test_tpu_gives_up_after_its_starts(shell, tmp_path):
     assert len(started) == 2
 
 
+def test_tpu_forgets_that_an_earlier_run_was_to_stop(shell, tmp_path):
+    (tmp_path / "medseg_jax").mkdir()
+    (tmp_path / "medseg_jax" / ".stop").touch()
+    code, said, _, started = tpu(shell, tmp_path, "0")
+    assert code == 0, said
+    assert len(started) == 1
+
+
+def test_tpu_that_is_to_stop_does_not_start_when_its_connection_breaks(shell, tmp_path):
+    code, said, _, started = tpu(shell, tmp_path, "cut 0")
+    assert code == 143, said
+    assert "stopped and saved" in said
+    assert len(started) == 1
+
+
+# A medseg that trains for long the first time, unless told to save; the second time it is done.
+LONG = f"""#!{sys.executable}
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+home = pathlib.Path(os.environ["HERE"])
+with (home / "started").open("a") as file:
+    print(os.getppid(), os.getpid(), file=file, flush=True)
+if len((home / "started").read_text().splitlines()) == 1:
+    time.sleep(20)
+    (home / "survived").touch()
+"""
+MEANWHILE = f"""
+train() {{ exec bash {LAUNCH}/tpu_vm.sh "$@"; }}
+(train "$@") & launcher=$!
+until read -r waiting medseg < "$HERE/started"; do sleep 0.05; done 2> /dev/null
+"""
+
+
+def meanwhile(shell, home: Path, then: str):
+    """Runs `then` while LONG trains; returns once all processes are gone, since they hold the same pipes."""
+    (home / "driver").write_text(MEANWHILE + then)
+    return tpu(shell, home, "", script=str(home / "driver"), program=LONG)
+
+
+def test_tpu_stop_lets_medseg_save_and_ends_the_training(shell, tmp_path):
+    """pkill finds medseg, and neither the shell that waits for it nor the one that calls pkill."""
+    code, said, _, started = meanwhile(shell, tmp_path, f"bash {LAUNCH}/tpu_vm.sh stop && wait $launcher")
+    assert code == 143, said
+    assert "stopped and saved" in said
+    assert len(started) == 1
+    assert not (tmp_path / "survived").exists()
+
+
+def test_tpu_starts_again_when_all_processes_of_a_worker_are_told_to_end(shell, tmp_path):
+    """Its machine is taken away: medseg saves, and the shell that waits for it says so."""
+    code, said, _, started = meanwhile(shell, tmp_path, "kill -TERM $waiting $medseg; wait $launcher")
+    assert code == 0, said
+    assert "ended with 75" in said
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        'kill -KILL $launcher; (train "$@")',  # the terminal is lost; the same command again
+        "kill -HUP $waiting; wait $launcher",  # the connection to a worker is lost; gcloud calls again
+    ],
+)
+def test_tpu_ends_what_still_runs_before_it_starts_again(shell, tmp_path, then):
+    code, said, _, started = meanwhile(shell, tmp_path, then)
+    assert code == 0, said
+    assert len(started) == 2
+    assert not (tmp_path / "survived").exists()
+
+
 # ---------------------------------------------------------------- JobSet
 
 
@@ -401,6 +490,17 @@ def test_the_jobset_has_a_pod_for_each_host_and_gives_up_on_what_is_explained():
     assert container["command"][:2] == ["medseg", "train"]
     claims = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} <= claims
+
+
+def test_examples_whose_data_lie_on_a_share_say_so():
+    """A config names data beside the code; on a cloud's workers there are none."""
+    container = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    command = container["command"] + container["args"]
+    guide = (LAUNCH.parent / "docs" / "how-to" / "pods.md").read_text()
+    lines = [" ".join(command), *(LAUNCH / "tpu_vm.sh").read_text().splitlines(), *guide.splitlines()]
+    examples = [line for line in lines if "train configs/" in line and "--out share/" in line]
+    assert len(examples) == 4
+    assert all("--data share/data/hippocampus --out share/runs/" in line for line in examples)
 
 
 def broken(change) -> dict:
