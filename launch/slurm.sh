@@ -29,7 +29,7 @@ trap 'echo "SIGTERM: medseg has saved"' TERM
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # srun ends with the highest code of all tasks; those that die with a task that explains a problem (1, 2; 126 and 127:
-# no medseg there) have higher ones. So it writes its code down. Its shell hears SIGTERM as medseg does, and outlives it.
+# no medseg there) have higher ones. So it writes its code down. Its shell, too, hears SIGTERM, and waits for medseg.
 explained=$PWD/medseg-$SLURM_JOB_ID.explained
 : > "$explained"
 # shellcheck disable=SC2016  # the tasks' words

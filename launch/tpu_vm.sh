@@ -15,9 +15,9 @@
 # SPOT    1 for preemptible chips (cheaper, taken away at any time)
 # STARTS  how often to start before giving up (default 20)
 #
-# train creates the slice, installs and starts. When a worker dies, the others end by themselves; when the slice is taken
-# away, another one is asked for. Then the same command starts again, and the run goes on from its last checkpoint. An
-# explained problem (exit codes 1 and 2) ends it.
+# train creates the slice, installs and starts. When a worker dies, the others end by themselves; when the slice is
+# taken away, another one is asked for. Then the same command starts again, and the run goes on from its last
+# checkpoint. An explained problem (exit codes 1 and 2) ends it.
 set -euo pipefail
 
 usage() {
