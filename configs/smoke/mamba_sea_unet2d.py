@@ -3,7 +3,7 @@
     medseg train configs/smoke/mamba_sea_unet2d.py --hold-out site2 --out runs/smoke_mamba_sea_unet2d
 
 Dice on the site left out, seeds 0 to 2: 0.62, 0.64, 0.40; the plain U-Net of unet2d.py with this Mix: 0.60, 0.20, 0.34.
-On the sites seen: 0.78, 0.80, 0.66 against 0.78, 0.26, 0.44, so that most of it is that 60 steps are few for one branch.
+On the sites seen: 0.78, 0.80, 0.66 against 0.78, 0.26, 0.44, so that most of it is that 60 steps are few for one net.
 """
 
 from medseg_jax import Config, MambaSea, Mix, Optim, Stage, UNet
