@@ -3,7 +3,7 @@
     python benchmarks/scan.py cpu [--peers PYTHON]    times backends; peers with a Python that has torch and mambapy
     python benchmarks/scan.py compile                 needs the libtpu wheel; for the H100 jax-cuda13-plugin, -pjrt
                                                       (both with --no-deps) and nvidia-cuda-nvcc
-    python benchmarks/scan.py one TARGET ROWS LENGTH D forward|backward     one cell of it, as JSON
+    python benchmarks/scan.py one TARGET ROWS LENGTH D forward|backward [CHUNK]     one cell, as JSON
     python benchmarks/scan.py table                   prints all of results/scan.json
 
 What is compiled is labelled "compiled, not timed": its figures are the compiler's (bundles of the inner loops, spills)
@@ -143,12 +143,17 @@ def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | N
         import jax
         import jax.numpy as jnp
         from jax.experimental import topologies
-        from jax.sharding import SingleDeviceSharding
+        from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use_abstract_mesh
 
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices
-        place = SingleDeviceSharding(devices[0])
+        from medseg_jax.ops.scan.choice import tpu_chunk
+
+        device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices[0]
+        place = SingleDeviceSharding(device)
         arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes(b, length, d)]
-        program = step("pallas_tpu", what, chunk).lower(*arrays).compile()
+        kind = AbstractDevice(device.device_kind, device.num_cores, "tpu")
+        with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=kind)):  # what chunk fits depends on it
+            program = step("pallas_tpu", what, chunk).lower(*arrays).compile()
+            chunk = chunk or tpu_chunk(STATES, d, length)
         bundles = {}
         for kind in ("forward", "backward"):
             for file in Path(dump).glob(f"*selective_scan_{kind}*-final_bundles.txt"):
@@ -158,6 +163,7 @@ def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | N
         assert memory is not None
         assert cost is not None
         return {
+            "chunk": chunk,
             "bundles_per_step": bundles,
             "temporary_MB": memory.temp_size_in_bytes / 1e6,
             "bytes_accessed_MB": cost["bytes accessed"] / 1e6,
@@ -234,7 +240,9 @@ def _one_gpu(target: str, b: int, length: int, d: int, what: str, chunk: int | N
 
 def traffic(b: int, length: int, d: int) -> dict[str, float]:
     """Bytes that the TPU kernels' blocks move for one differentiated call, over the floor; lane padding included."""
-    chunk = next((c for c in (32, 24, 16) if length % c == 0), 32)
+    from medseg_jax.ops.scan.choice import tpu_chunk
+
+    chunk = tpu_chunk(STATES, d, length)
     groups = 1 if d % 128 == 0 else 2
     length = -(-length // chunk) * chunk
     rows = GROUPS * b
@@ -257,18 +265,14 @@ def compile_all(targets: list[str]) -> dict:
     table: dict[str, Any] = {}
     for target in targets:
         for b, length, d in STAGES:
-            for chunk in (None, 16, 8) if target == "v4" else (None,):
-                command = [sys.executable, __file__, "one", target, *map(str, (b, length, d)), "backward"]
-                command += [] if chunk is None else [str(chunk)]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-                )
-                if done.returncode == 0:
-                    row = json.loads(done.stdout.splitlines()[-1]) | ({"chunk": chunk} if chunk else {})
-                    break
+            command = [sys.executable, __file__, "one", target, *map(str, (b, length, d)), "backward"]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            if done.returncode == 0:
+                row = json.loads(done.stdout.splitlines()[-1])
+            elif found := re.search(r"Used [\d.]+M of [\d.]+M vmem", done.stderr):
+                row = {"error": found[0]}
+            else:
                 row = {"error": done.stderr.strip().splitlines()[-1][:300]}
-                if found := re.search(r"Used [\d.]+M of [\d.]+M vmem", done.stderr):
-                    row = {"error": found[0]}
             table.setdefault(target, {})[f"{b}x{length}x{d}"] = row
             print(target, b, length, d, row, flush=True)
     return table

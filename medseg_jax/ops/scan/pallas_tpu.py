@@ -24,6 +24,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from medseg_jax.ops.scan.choice import chosen_backend, tpu, tpu_chunk
 from medseg_jax.ops.scan.fold import Axes, Layout, Tiles, differentiable
 from medseg_jax.ops.scan.problem import (
     Parameters,
@@ -37,19 +38,19 @@ from medseg_jax.ops.scan.problem import (
 
 LANES = 128
 LOG2E = math.log2(math.e)
-VMEM = 60 * 2**20
-"""What a kernel may use; a v5p core has 64 MiB, v5e and v6e have 128."""
 
 
 def pallas_tpu(
     seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int | None = None, *, interpret: bool = False
 ) -> Array:
-    """All groups in one call -> y [b, l, k, d] in u's dtype. `chunk`: 32, 24 or 16 if one divides l."""
+    """All groups in one call -> y [b, l, k, d] in u's dtype. `chunk`: a multiple of 8, see `tpu_chunk`."""
     if state_dtype(*seq, par.A) == jnp.float64:
         raise ValueError("the TPU kernel has float32 states; use backend='chunked' for float64")
     seq, par = project_delta(seq, par)
     _, length, k, d = seq.delta.shape
-    chunk = chunk or next((c for c in (32, 24, 16) if length % c == 0), min(32, 8 * -(-length // 8)))
+    chunk = chunk or tpu_chunk(par.A.shape[-1], d, length)
+    if not chunk:
+        raise ValueError(f"{chosen_backend('tpu', states=par.A.shape[-1], channels=d).why}; use backend='chunked'")
     if chunk % 8:
         raise ValueError(f"chunk must be a multiple of 8 on a TPU, not {chunk}")
     paired = d % LANES == LANES // 2 and k % 2 == 0 and flags[::2] == flags[1::2] and seq.u.shape[2] % 2 == 0
@@ -173,7 +174,9 @@ class _Specs:
         spec = pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1, grid=self.grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
         )
-        params = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM)
+        params = pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tpu()[1]
+        )
 
         def call(*inputs):
             # XLA cannot look into a kernel: what it costs is told to its scheduler, and to `cost_analysis`.

@@ -97,7 +97,8 @@ def _auto(seq: Sequences, par: Parameters, flags: tuple[bool, ...], chunk: int |
     if plain_wanted():
         return scan(seq, par, backend="reference")
     sizes_known = all(isinstance(size, int) for x in seq for size in x.shape)
-    asked = {"states": par.A.shape[-1], "dtype": state_dtype(*seq, par.A), "chunk": chunk}
+    _, channels, states = par.A.shape
+    asked = {"states": states, "channels": channels, "dtype": state_dtype(*seq, par.A), "chunk": chunk}
     chosen = {platform: chosen_backend(platform, **asked).backend for platform in ("tpu", "cuda") if sizes_known}
     kernels = {p: functools.partial(scan, backend=name) for p, name in chosen.items() if name != "chunked"}
     default = functools.partial(scan, backend="chunked")
