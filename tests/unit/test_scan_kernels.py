@@ -1,6 +1,7 @@
 """The TPU and GPU kernels: interpreted on a CPU against the reference, and compiled where wheels are."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -84,6 +85,10 @@ def test_gpu_kernels(shape, reverse):
     compare(mosaic_gpu, problem(*shape), reverse)
 
 
+def test_gpu_kernels_take_bfloat16():
+    compare(mosaic_gpu, problem(1, 8, 2, 8, 2, 1, dtype=jnp.bfloat16), (False, True), 2**-6)
+
+
 KERNELS = [pytest.param(pallas_tpu, 2, id="tpu"), pytest.param(mosaic_gpu, 8, id="gpu")]
 
 
@@ -137,6 +142,8 @@ def test_what_the_kernels_cannot_take_is_named(x64):
         selective_scan(**problem(1, 8, 1, 8, 16, 1), backend="mosaic_gpu", chunk=24)
     with pytest.raises(ValueError, match="multiple of 8 on a TPU"):
         selective_scan(**problem(1, 8, 1, 8, 8, 1), backend="pallas_tpu", chunk=12)
+    with pytest.raises(ValueError, match=r"MiB for 512 states, .* use backend='chunked'"):
+        selective_scan(**problem(1, 8, 1, 8, 512, 1), backend="pallas_tpu")
 
 
 # A kernel is slow to interpret: lengths of thousands are left to test_scan.py. They add grid cells, of which these have
@@ -195,6 +202,15 @@ def test_kernels_compile_for_the_real_target(wheel, target):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    if target == "h100":
+        assert report["registers"]
+        assert report["spill_bytes"] == 0
+        return
+    forward, backward = (report["bundles_per_step"][kind] for kind in ("forward", "backward"))
+    assert len(backward) == 2 * len(forward) > 0  # a pass forward again, one back
+    assert max(forward) <= 32
+    assert max(map(sum, zip(backward[::2], backward[1::2], strict=True))) <= 100
 
 
 @pytest.mark.parametrize(
