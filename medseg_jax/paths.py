@@ -1,9 +1,11 @@
-"""Where this package keeps what it can make again (preprocessed cases, compiled programs, embedded phantoms), and what
-folders of domains and classes are called.
+"""Where this package keeps what it can make again (preprocessed cases, compiled programs, embedded phantoms), what
+folders of domains and classes are called, and files that are written whole or not at all.
 """
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,3 +19,21 @@ def cache_home() -> Path:
 def safe_name(text: str) -> str:
     """A domain's or class's name as part of a folder's name: letters of any script and digits stay."""
     return re.sub(r"[^\w.-]+", "_", text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside the file, hidden and of the same suffix, that takes its place unless an error comes up."""
+    draft = path.with_name(f".{path.name}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Writes a file (text as UTF-8) whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path

@@ -52,6 +52,7 @@ from medseg_jax.data.dataset_json import (
     parse_labels,
     required,
 )
+from medseg_jax.paths import write
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs", "imagesUn": None}
@@ -127,9 +128,7 @@ class Dataset:
                 expected="one value per class, regions with an order for each, or Labels.overlapping(...)",
             )
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+        write(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def description(self) -> dict[str, Any]:
         """What dataset.json says of this data set."""

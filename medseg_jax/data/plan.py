@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg_jax.paths import write
 from medseg_jax.types import UserError
 
 SCHEMES: dict[str, frozenset[str]] = {
@@ -87,9 +88,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON meant for editing by hand."""
-        draft = Path(f"{path}.tmp")
-        draft.write_text(_to_json(self), encoding="utf-8")
-        draft.replace(path)
+        write(Path(path), _to_json(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

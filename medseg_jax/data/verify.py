@@ -172,7 +172,11 @@ def _check_image(dataset: Dataset, case: Case, found: _Findings) -> tuple[np.nda
 
 def _check_header(found: _Findings, file: Path, geometry: Geometry) -> None:
     if words := contradictions(geometry):
-        found.warn(file, "; ".join(words), "other programs may place it elsewhere: write the file again with the right one in both")
+        found.warn(
+            file,
+            "; ".join(words),
+            "other programs may place it elsewhere: write the file again with the right one in both",
+        )
 
 
 def _check_channels(dataset: Dataset, case: Case, found: _Findings, channels: int) -> None:

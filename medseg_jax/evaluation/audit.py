@@ -18,7 +18,6 @@ import base64
 import csv
 import io as streams
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +45,7 @@ from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.inference.uncertainty import entropy
 from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_flip, error_probability, infer
 from medseg_jax.methods.objective import Task
+from medseg_jax.paths import write
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
 from medseg_jax.runtime.run import open_run, stage_folder
 from medseg_jax.types import Case, Geometry, Labels, UserError
@@ -121,8 +121,8 @@ def audit(dataset: Dataset | str | Path, run: str | Path, out: str | Path | None
         "not_doubted": posteriors.unknown,
     } | (_against_truth(known) if known else {"average_precision": None, "calibration": None})
     _write_csv(out / "cases.csv", [found.row for found in results])
-    _write(out / "summary.json", json.dumps(summary, indent=1))
-    return _write(out / "index.html", _html(results, summary, dataset))
+    write(out / "summary.json", json.dumps(summary, indent=1))
+    return write(out / "index.html", _html(results, summary, dataset))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -420,16 +420,9 @@ def _figure(found: Found) -> str:
     )
 
 
-def _write(path: Path, text: str) -> Path:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-    return path
-
-
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     buffer = streams.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(path, buffer.getvalue())
+    write(path, buffer.getvalue())

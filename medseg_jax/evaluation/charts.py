@@ -1,7 +1,6 @@
 """Charts of the report: inline SVG in the text colour and font of the page, so that they follow light and dark."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from medseg_jax.data.preview import class_colors
+from medseg_jax.paths import replacing
 
 INK = "#010203"  # becomes the colour of the page's text
 ACCENT = "#0b84b8"
@@ -202,11 +202,10 @@ def memory_figure(result: Mapping[str, Any]) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """The figure on white, whole or not at all."""
-    draft = path.with_name(f".{path.name}")
     figure.patch.set_facecolor("white")
     figure.set_dpi(150)
-    FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})
 
 
 def svg(figure: Figure, label: str, kind: str = "chart") -> str:

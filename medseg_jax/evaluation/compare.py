@@ -20,7 +20,6 @@ defined in A or B, the case takes no part in that metric, and "cases" says so.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from medseg_jax.evaluation.evaluate import ALL_METRICS, bootstrap_interval, read_rows
+from medseg_jax.paths import write
 from medseg_jax.types import UserError
 
 LESS_IS_BETTER = ("hd", "hd95", "assd", "volume_error", "volume_error_relative", "lesion_fp", "ece", "brier")
@@ -329,6 +329,4 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         "compare.json": json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False),
         "compare.html": comparison_page(result),
     }.items():
-        draft = out / f"{name}.tmp"
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, out / name)
+        write(out / name, text)

@@ -22,7 +22,6 @@ What is reported, and how (after Metrics Reloaded, Maier-Hein et al. 2024):
 import csv
 import json
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +44,7 @@ from medseg_jax.evaluation.metrics.detection import IOU, match_lesions
 from medseg_jax.evaluation.metrics.overlap import overlap, relative_volume_error, volume
 from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
 from medseg_jax.evaluation.pairs import Pair, compare_classes, discover_labels, find_pairs, some
+from medseg_jax.paths import replacing
 from medseg_jax.types import Labels, UserError
 
 METRICS = ("dice", "iou", "precision", "recall", "hd", "hd95", "assd", "nsd", "volume_error", "volume_error_relative")
@@ -522,10 +522,8 @@ def _draw_calibration(out: Path, summary: Mapping[str, Any]) -> None:
 
 def _write(path: Path, content: Callable[[TextIO], None]) -> None:
     """Write a text file whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         content(file)
-    os.replace(draft, path)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

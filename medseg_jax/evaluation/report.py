@@ -10,7 +10,6 @@ Every word that comes from a file (names, commands, paths, classes) is escaped b
 import base64
 import io as streams
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -28,6 +27,7 @@ from medseg_jax.evaluation import html
 from medseg_jax.evaluation.charts import calibration_figure, line_chart, strip_chart, svg
 from medseg_jax.evaluation.evaluate import ACCURACY, DISTANCES, LESIONS, read_rows, remarks
 from medseg_jax.evaluation.pairs import dataset_root
+from medseg_jax.paths import write
 from medseg_jax.types import UserError
 
 HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
@@ -100,11 +100,7 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in shown.items())
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{text}</section>' for key, (title, text) in shown.items())
     page = html.page(content.name, f"{_header(content, links)}{body}")
-    out = Path(out) if out else folder / "report.html"
-    draft = out.with_name(out.name + ".tmp")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, out)
-    return out
+    return write(Path(out) if out else folder / "report.html", page)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from medseg_jax.inference import postprocess
 from medseg_jax.inference.model_card import model_card
 from medseg_jax.methods.objective import Objective, Tree
 from medseg_jax.ops.plain import plain_forms
+from medseg_jax.paths import write
 from medseg_jax.runtime.checkpoint import file_sha256
 from medseg_jax.runtime.run import WEIGHTS, Run, folds_of, open_run
 from medseg_jax.runtime.tensors import save_tree
@@ -91,7 +92,7 @@ def export(
     found = _earlier(output, record)
     output.mkdir(parents=True, exist_ok=True)
     for name, text in record.items():
-        _write(output / name, text.encode())
+        write(output / name, text)
     for form in forms:
         path, predict = WRITERS[form](run, output, record)
         found[path] = differences(run, predict)
@@ -107,8 +108,8 @@ def export(
                 remedy="a network that computes in bfloat16 rounds differently elsewhere; please report anything else",
             )
     card = model_card(run, (objective, variables[0]), record, found, {path: file_sha256(path) for path in found})
-    _write(output / "MODEL_CARD.md", card.encode())
-    _write(output / DIFFERENCES, json.dumps({path.name: values for path, values in found.items()}, indent=1).encode())
+    write(output / "MODEL_CARD.md", card)
+    write(output / DIFFERENCES, json.dumps({path.name: values for path, values in found.items()}, indent=1))
     return {path: found[path] for path in found if path.name in {FILES[form] for form in forms}}
 
 
@@ -205,7 +206,7 @@ def _stablehlo(run: Run, output: Path, record: dict[str, str]) -> tuple[Path, Ca
     (batch,) = jax.export.symbolic_shape("b")
     image = jax.ShapeDtypeStruct((batch, *run.plan.patch_size, run.plan.channels_seen), np.float32)
     exported = jax.export.export(jax.jit(_predict(run)), platforms=PLATFORMS)(image)
-    path = _write(output / FILES["stablehlo"], bytes(exported.serialize()))
+    path = write(output / FILES["stablehlo"], bytes(exported.serialize()))
     return path, jax.export.deserialize(bytearray(path.read_bytes())).call
 
 
@@ -242,7 +243,7 @@ def _onnx(run: Run, output: Path, record: dict[str, str]) -> tuple[Path, Callabl
         ) from error
     for name, text in record.items():
         model.metadata_props.add(key=name, value=text)
-    path = _write(output / FILES["onnx"], model.SerializeToString())
+    path = write(output / FILES["onnx"], model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return path, lambda image: session.run(None, {"image": image})[0]
 
@@ -265,10 +266,3 @@ def _parts(run: Run) -> tuple[Objective, tuple[Tree, Tree, Tree]]:
             remedy=f"export them one by one, beginning with {run.members[0].path}",
         )
     return run.objective, run.variables
-
-
-def _write(path: Path, content: bytes) -> Path:
-    draft = path.with_name(f".{path.name}")
-    draft.write_bytes(content)
-    draft.rename(path)
-    return path

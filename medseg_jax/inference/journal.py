@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg_jax.data import io
+from medseg_jax.paths import write
 from medseg_jax.runtime.run import Run
 from medseg_jax.types import Case, UserError
 
@@ -131,9 +132,7 @@ class Journal:
 
     def save(self) -> None:
         """Writes predict.json, whole or not at all."""
-        draft = self.folder / ".predict.json"
-        draft.write_text(json.dumps(self.content, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(draft, self.folder / "predict.json")
+        write(self.folder / "predict.json", json.dumps(self.content, indent=1, ensure_ascii=False))
 
 
 def _read_journal(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ here: that two lesions lie on one pixel. Spec: bayes_spe_med2d_dr D7.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from medseg_jax.data.preview import class_colors
+from medseg_jax.paths import replacing
 
 STRIP = 256
 
@@ -40,9 +40,9 @@ def write(folder: Path, case: str, label: np.ndarray, names: Sequence[str]) -> l
     colors = [(0, 0, 0), *(tuple(int(v) for v in color) for color in class_colors(len(names)))]
     picture = Image.fromarray(label)
     picture.putpalette([v for color in colors for v in color])
-    draft, path = folder / f".{case}.png", folder / f"{case}.png"
-    picture.save(draft, format="PNG")
-    os.replace(draft, path)
+    path = folder / f"{case}.png"
+    with replacing(path) as draft:
+        picture.save(draft, format="PNG")
     legend = {str(i): {"class": n, "color": list(c)} for i, (n, c) in enumerate(zip(["", *names], colors, strict=True))}
     (folder / "legend.json").write_text(json.dumps(legend, indent=1), encoding="utf-8")
     return [path]

@@ -17,7 +17,6 @@ a volume of all probabilities is held only if it is asked for, and then in a tem
 """
 
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -43,6 +42,7 @@ from medseg_jax.inference.journal import Journal, lock
 from medseg_jax.inference.memory import case_bound
 from medseg_jax.inference.postprocess import Cleaning
 from medseg_jax.inference.sliding_window import plan_windows, slab_axis
+from medseg_jax.paths import replacing
 from medseg_jax.runtime.run import Run, open_runs
 from medseg_jax.types import Case, Geometry, UserError
 
@@ -367,9 +367,8 @@ def _write_map(path: Path, values: np.ndarray, geometry: Geometry, largest: floa
 
 def _write_npz(path: Path, **arrays: Any) -> None:
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    np.savez_compressed(draft, **arrays)
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        np.savez_compressed(draft, **arrays)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from medseg_jax.paths import replacing, write
 from medseg_jax.types import UserError
 
 
@@ -60,9 +61,7 @@ class Log:
         kept = [
             e for e in read(self.path) if e["stage"] not in later_stages and (e["stage"] != stage or e["step"] <= step)
         ]
-        draft = self.path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(e) + "\n" for e in kept))
-        draft.rename(self.path)
+        write(self.path, "".join(json.dumps(e) + "\n" for e in kept))
 
     def start(self, stage: str, step: int, steps: int) -> None:
         """Opens the progress display of a stage."""
@@ -165,6 +164,5 @@ def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
         axes.locator_params("x", integer=True)
         for x in list(offsets.values())[1:]:
             axes.axvline(x, color="gray", ls=":")
-    draft = path.with_suffix(".tmp.png")
-    figure.savefig(draft, dpi=110)
-    draft.rename(path)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=110)

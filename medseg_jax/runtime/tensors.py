@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from medseg_jax.paths import write
 from medseg_jax.types import UserError
 
 PARTS = ("params", "aux")
@@ -32,9 +33,7 @@ def save_tree(path: Path, params: Any, aux: Any, said: Mapping[str, str]) -> Non
         return None
 
     shapes = {part: shape_of(value, part) for part, value in zip(PARTS, (params, aux), strict=True)}
-    draft = path.with_name(f".{path.name}")
-    draft.write_bytes(save(tensors, {**said, "tree": json.dumps(shapes)}))
-    draft.rename(path)
+    write(path, save(tensors, {**said, "tree": json.dumps(shapes)}))
 
 
 def load_tree(path: Path) -> tuple[tuple[Any, Any], dict[str, str]]:

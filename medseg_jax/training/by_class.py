@@ -13,12 +13,10 @@ The areas under precision-recall use none. Test cases take part in neither.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -30,12 +28,12 @@ from medseg_jax.data.views import class_view
 from medseg_jax.evaluation import probabilities
 from medseg_jax.evaluation.metrics.pr import LEVELS, ScoreHistogram
 from medseg_jax.inference import merge
+from medseg_jax.paths import write
 from medseg_jax.runtime.checkpoint import Checkpoints
 from medseg_jax.runtime.log import say
 from medseg_jax.runtime.run import THRESHOLDS, class_folder, stage_folder
+from medseg_jax.training.pool import CHECKPOINTS
 from medseg_jax.types import UserError
-
-CHECKPOINTS: tuple[Literal["last", "best"], ...] = ("last", "best")
 
 
 def train_by_class(
@@ -109,9 +107,7 @@ def _remember(out: Path, names: Sequence[str]) -> None:
                 remedy="rename one of them in dataset.json",
             )
     if not file.is_file() and jax.process_index() == 0:
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(list(names), ensure_ascii=False), encoding="utf-8")
-        draft.rename(file)
+        write(file, json.dumps(list(names), ensure_ascii=False))
 
 
 def finished(config: Config, folder: Path) -> bool:
@@ -152,9 +148,7 @@ def summarise(config: Config, out: Path) -> None:
         for name, figures in summary["probabilities"]["classes"].items():
             say(f"{name} ({checkpoint}): AUPR {figures['aupr33']:.3f}, threshold {chosen[checkpoint][name]:.3f}")
         say(f"report: {report(folder)}")
-    draft = out / f".{THRESHOLDS}"
-    draft.write_text(json.dumps(chosen, indent=1), encoding="utf-8")
-    os.replace(draft, out / THRESHOLDS)
+    write(out / THRESHOLDS, json.dumps(chosen, indent=1))
 
 
 def choose_thresholds(folder: Path, dataset: Dataset) -> dict[str, float]:

@@ -16,17 +16,17 @@ The last checkpoint's scores are the honest ones: the best checkpoint of a fold 
 """
 
 import json
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from medseg_jax.config import Config
-from medseg_jax.data import io, synthetic
+from medseg_jax.data import synthetic
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import class_view, fold_view
+from medseg_jax.paths import write
 from medseg_jax.runtime.log import say
 from medseg_jax.runtime.run import fold_folder
+from medseg_jax.training.pool import CHECKPOINTS, pool
 from medseg_jax.types import UserError
 
 
@@ -80,29 +80,19 @@ def summarise(config: Config, out: Path) -> None:
     """Pools the out-of-fold predictions of all folds, scores them as one, chooses post-processing; the reports."""
     import jax
 
-    from medseg_jax.evaluation.evaluate import evaluate
-    from medseg_jax.evaluation.report import report
     from medseg_jax.training.postprocess import choose_and_score
 
     if jax.process_index() != 0:
         return
     dataset = class_view(synthetic.open_data(config.data), config.classes)
-    folders = {checkpoint: out / "cross_validation" / checkpoint for checkpoint in ("last", "best")}
+    folders = {checkpoint: out / "cross_validation" / checkpoint for checkpoint in CHECKPOINTS}
     for checkpoint, target in folders.items():
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for k in range(config.folds):
-            for path in io.list_files(fold_folder(out, k) / "validation" / checkpoint):
-                shutil.copyfile(path, target / path.name)
-        shutil.copyfile(fold_folder(out, 0) / "dataset.json", target / "dataset.json")
-        summary = evaluate(target, pooled(dataset), target)
-        report(target)
+        places = [fold_folder(out, k) / "validation" / checkpoint for k in range(config.folds)]
+        summary = pool(places, target, pooled(dataset))
         mean, (low, high) = summary["mean"]["dice"], summary["ci95"]["dice"]
         say(f"cross-validation ({checkpoint}): Dice {mean:.4f} ({low:.4f} to {high:.4f}) over {summary['cases']} cases")
     choose_and_score(out, pooled(dataset), folders)
-    draft = out / ".folds.json"
-    draft.write_text(json.dumps(_split(dataset, config.folds), indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(draft, out / "folds.json")
+    write(out / "folds.json", json.dumps(_split(dataset, config.folds), indent=1, ensure_ascii=False))
     say(f"report: {folders['last'] / 'report.html'}")
 
 

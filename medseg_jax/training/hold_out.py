@@ -12,21 +12,20 @@ other domains.
 """
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseg_jax.config import Config
-from medseg_jax.data import io, synthetic
+from medseg_jax.data import synthetic
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import class_view, hold_out_view
-from medseg_jax.paths import safe_name
+from medseg_jax.paths import safe_name, write
 from medseg_jax.runtime.log import say
+from medseg_jax.training.pool import CHECKPOINTS, pool
 from medseg_jax.types import UserError
 
-CHECKPOINTS = ("last", "best")
 UNTOUCHED: dict[str, Any] = {"postprocessing": "none", "overwrite": True}
 
 
@@ -158,28 +157,16 @@ def score_target(folder: Path, view: Dataset, domain: str) -> None:
 
 def summarise(config: Config, out: Path) -> dict[str, Any]:
     """Pools the domains that are scored: RUN/unseen, and a table with a row for each of them."""
-    from medseg_jax.evaluation.evaluate import evaluate
-    from medseg_jax.evaluation.report import report
-
     dataset = class_view(synthetic.open_data(config.data), config.classes)
     done = [name for name in dataset.domains if _is_scored(hold_out_folder(out, name))]
     wanted = {id for name in done for id in _target(dataset, name)}
     cases = tuple(replace(case, split="test") for case in dataset.cases if case.id in wanted)
     rows: dict[str, Any] = {name: _row(out, name) for name in done}
     for checkpoint in CHECKPOINTS:
-        place = out / "unseen" / checkpoint
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        for name in done:
-            for path in io.list_files(hold_out_folder(out, name) / "target" / checkpoint):
-                shutil.copyfile(path, place / path.name)
-        shutil.copyfile(hold_out_folder(out, done[0]) / "dataset.json", place / "dataset.json")
-        evaluate(place, replace(dataset, cases=cases), place)
-        report(place)
-    for name, text in (("hold_out.json", json.dumps(rows, indent=1, ensure_ascii=False)), ("hold_out.md", table(rows))):
-        draft = out / f".{name}"
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, out / name)
+        places = [hold_out_folder(out, name) / "target" / checkpoint for name in done]
+        pool(places, out / "unseen" / checkpoint, replace(dataset, cases=cases))
+    write(out / "hold_out.json", json.dumps(rows, indent=1, ensure_ascii=False))
+    write(out / "hold_out.md", table(rows))
     say(table(rows))
     say(f"report: {out / 'unseen' / 'last' / 'report.html'}")
     return rows

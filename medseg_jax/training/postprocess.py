@@ -14,7 +14,6 @@ Since the choice is made on these cases, their score after post-processing is op
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from medseg_jax.evaluation.evaluate import evaluate
 from medseg_jax.evaluation.metrics.overlap import dice, volume
 from medseg_jax.inference import postprocess
 from medseg_jax.inference.postprocess import Cleaning
+from medseg_jax.paths import write
 from medseg_jax.runtime.log import say
 from medseg_jax.types import Labels
 
@@ -57,9 +57,7 @@ def choose_and_score(folder: Path, dataset: Dataset, predictions: Mapping[str, P
             if words != "none":
                 gain = f"Dice {scores['none']:.4f} -> {scores[words]:.4f}"
                 say(f"post-processing ({checkpoint}): {name}: {words} ({gain} on {len(pairs)} validation cases)")
-    draft = folder / f".{postprocess.FILE}"
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(draft, folder / postprocess.FILE)
+    write(folder / postprocess.FILE, json.dumps(content, indent=1, ensure_ascii=False))
     for checkpoint, source in predictions.items():
         choice = postprocess.load([folder], checkpoint)
         if not choice:

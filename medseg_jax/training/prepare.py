@@ -27,6 +27,7 @@ from medseg_jax.data.verify import check_dataset
 from medseg_jax.data.views import class_view, fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
+from medseg_jax.paths import write
 from medseg_jax.runtime import distributed, sharding
 from medseg_jax.runtime.checkpoint import file_sha256
 from medseg_jax.runtime.environment import describe
@@ -105,13 +106,8 @@ def write_run(config: Config, out: Path, whole: Dataset, dataset: Dataset, plan:
     distributed.wait_for_all("run read")  # nobody still reads what is written now
     if jax.process_index() == 0:
         plan.save(out / "plan.json")
-        for name, text in (
-            ("dataset.json", (dataset.root / "dataset.json").read_text(encoding="utf-8-sig")),
-            ("run.json", json.dumps(record, indent=1)),
-        ):
-            draft = out / f"{name}.tmp"
-            draft.write_text(text, encoding="utf-8")
-            draft.rename(out / name)
+        write(out / "dataset.json", (dataset.root / "dataset.json").read_text(encoding="utf-8-sig"))
+        write(out / "run.json", json.dumps(record, indent=1))
 
 
 def refuse_other_config(config: Config, out: Path, dataset: Dataset) -> None:

@@ -29,6 +29,7 @@ from medseg_jax.runtime.guards import Interrupted, Stop, explained, heed, locked
 from medseg_jax.runtime.log import Log, say
 from medseg_jax.runtime.run import open_run, stage_folder
 from medseg_jax.training.optim import schedule
+from medseg_jax.training.pool import CHECKPOINTS
 from medseg_jax.training.prepare import (
     clear,
     compile_step,
@@ -292,10 +293,10 @@ def final_scores(out: Path, dataset: Dataset) -> None:
     if not dataset.subset("val", labelled=True):
         say("no validation cases: no scores (give some a split of val in dataset.json)")
         return
-    folders = {checkpoint: out / "validation" / checkpoint for checkpoint in ("last", "best")}
+    folders = {checkpoint: out / "validation" / checkpoint for checkpoint in CHECKPOINTS}
     overlapping = not dataset.labels.exclusive
-    for checkpoint, folder in folders.items():
-        run = open_run(out, "last" if checkpoint == "last" else "best")
+    for checkpoint in CHECKPOINTS:
+        run, folder = open_run(out, checkpoint), folders[checkpoint]
         predict(
             run, dataset, folder, split="val", postprocessing="none", overwrite=True, save_probabilities=overlapping
         )

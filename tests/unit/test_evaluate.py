@@ -70,7 +70,7 @@ def test_scores_of_a_folder(folders, tmp_path):
     assert summary["replaced_distances"] == 1
     assert set(METRICS) == set(summary["mean"]) == set(summary["ci95"])
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert not list((tmp_path / "out").glob(".*"))
     assert "No dataset.json" in summary["notes"][0]
 
 

@@ -57,7 +57,7 @@ def test_progress_picture_is_drawn(tmp_path):
     logs.draw_progress(tmp_path / "progress.png", logs.read(filled(tmp_path).path))
     with Image.open(tmp_path / "progress.png") as picture:
         assert picture.size[0] > 500
-    assert [p.name for p in tmp_path.glob("*.tmp*")] == []
+    assert [p.name for p in tmp_path.glob(".*.png")] == []
 
 
 def test_tensorboard_gets_every_number(tmp_path):

@@ -110,7 +110,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run):
     assert all(v.startswith(("data:image/png;base64,", "#")) for v in page.fetched), page.fetched
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert not list(run.glob("*.tmp"))
+    assert not list(run.glob(".report*"))
 
 
 def test_the_same_run_gives_the_same_page(run):
