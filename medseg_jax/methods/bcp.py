@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float
 
 from medseg_jax import losses
 from medseg_jax.methods import teacher as teachers
-from medseg_jax.methods.objective import Tree
+from medseg_jax.methods.objective import Tree, check_numbers
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.types import Batch
 
@@ -119,7 +119,7 @@ class CopyPaste(Supervised):
     ratio: float = 2 / 3
 
     def __post_init__(self):
-        teachers.check_numbers(self, shares=("ratio",))
+        check_numbers(self, shares=("ratio",))
 
     def heads(self, params: Tree, stats: Tree, image: Array, key: Array) -> tuple[Heads, Tree]:
         """All heads of the network on an image [b, *s, c], in training mode, and the new statistics."""
@@ -164,7 +164,7 @@ class BCP(CopyPaste):
 
     def __post_init__(self):
         super().__post_init__()
-        teachers.check_numbers(self, shares=("ema_decay",), amounts=("unlabelled_weight",))
+        check_numbers(self, shares=("ema_decay",), amounts=("unlabelled_weight",))
 
     def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
         params, aux = super().init(key, batch)

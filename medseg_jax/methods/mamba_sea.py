@@ -47,7 +47,7 @@ from jaxtyping import Array, Float, Int
 
 from medseg_jax import losses
 from medseg_jax.data.plan import Plan
-from medseg_jax.methods.objective import Fn, Tree
+from medseg_jax.methods.objective import Fn, Tree, check_numbers
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.models.blocks import Norm
 from medseg_jax.models.network import Perturb
@@ -88,9 +88,7 @@ class MambaSea(Supervised):
     def __post_init__(self):
         if self.lsa not in ("paper", "as_run", "head", "off"):
             raise UserError("Unknown mode of LSA", found=self.lsa, expected='"as_run", "paper", "head" or "off"')
-        for name in ("lsa_probability", "lsa_window", "gva_keep"):
-            if not 0 <= (share := getattr(self, name)) <= 1:
-                raise UserError(f"MambaSea: {name} is a share", found=str(share), expected="0 to 1")
+        check_numbers(self, shares=("lsa_probability", "lsa_window", "gva_keep"), amounts=("consistency",))
 
     @cached_property
     def gva_fn(self) -> Fn:

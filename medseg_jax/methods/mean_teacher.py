@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from medseg_jax.methods import teacher as teachers
-from medseg_jax.methods.objective import Tree, probabilities
+from medseg_jax.methods.objective import Tree, check_numbers, probabilities
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.types import Batch
 
@@ -40,7 +40,7 @@ class MeanTeacher(Supervised):
     noise: float = 0.1
 
     def __post_init__(self):
-        teachers.check_numbers(self, shares=("ema_decay",), amounts=("consistency", "ramp", "noise"))
+        check_numbers(self, shares=("ema_decay",), amounts=("consistency", "ramp", "noise"))
 
     def init(self, key: Array, batch: Batch) -> tuple[Tree, Tree]:
         params, aux = super().init(key, batch)

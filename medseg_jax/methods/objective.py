@@ -15,6 +15,7 @@ number allows, and prediction does without it.
 each checkpoint; its sha256 and source are.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -168,3 +169,16 @@ def probabilities(logits: Float[Array, "*b k"], exclusive: bool) -> Float[Array,
     """Softmax over classes, or one sigmoid a class; float32."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits)
+
+
+def check_numbers(method: object, shares: tuple[str, ...] = (), amounts: tuple[str, ...] = ()) -> None:
+    """For fields of a method's config.
+
+    Raises:
+        UserError: one of `shares` does not lie in 0 to 1, or one of `amounts` is negative or no number.
+    """
+    for name in (*shares, *amounts):
+        value = getattr(method, name)
+        if not (0 <= value <= 1 if name in shares else 0 <= value < math.inf):
+            expected = "0 to 1" if name in shares else "0 or more"
+            raise UserError(f"{type(method).__name__}: {name} cannot be used", found=str(value), expected=expected)

@@ -11,8 +11,6 @@ had a teacher: "step" is never taken over (`transfer` in training/prepare.py). N
 step whose state is not finite is undone as a whole (training/step.py), no NaN enters it.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -78,19 +76,6 @@ def largest(masks: Bool[Array, "b *s k"], neighbours: int) -> Bool[Array, "b *s 
     flat = moved.reshape(-1, *masks.shape[1:-1])  # [b k, *s]
     kept = largest_component(flat, neighbours)
     return jnp.moveaxis(kept.reshape(moved.shape), 1, -1)
-
-
-def check_numbers(method: object, shares: tuple[str, ...] = (), amounts: tuple[str, ...] = ()) -> None:
-    """For fields of a method's config.
-
-    Raises:
-        UserError: one of `shares` does not lie in 0 to 1, or one of `amounts` is negative or no number.
-    """
-    for name in (*shares, *amounts):
-        value = getattr(method, name)
-        if not (0 <= value <= 1 if name in shares else 0 <= value < math.inf):
-            expected = "0 to 1" if name in shares else "0 or more"
-            raise UserError(f"{type(method).__name__}: {name} cannot be used", found=str(value), expected=expected)
 
 
 def halves(batch: Batch, *names: str) -> list[tuple[Array, Array]]:

@@ -34,8 +34,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medseg_jax.methods.bcp import BCP, CopyPaste, Heads
-from medseg_jax.methods.objective import Tree, probabilities
-from medseg_jax.methods.teacher import check_numbers, linear_ramp
+from medseg_jax.methods.objective import Tree, check_numbers, probabilities
+from medseg_jax.methods.teacher import linear_ramp
 from medseg_jax.models.xnet import XNet
 from medseg_jax.ops.wavelet import Wavelet, dwt
 from medseg_jax.types import UserError

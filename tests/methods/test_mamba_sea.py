@@ -72,7 +72,7 @@ def test_volumes_have_a_gva_of_their_own():
 
 @pytest.mark.parametrize("setting", [{"lsa": "all"}, {"lsa_window": 1.5}, {"lsa_probability": -0.1}, {"gva_keep": 3}])
 def test_settings_out_of_range_are_refused(setting):
-    with pytest.raises(UserError, match=r"LSA|share"):
+    with pytest.raises(UserError, match=r"LSA|cannot be used"):
         MambaSea(U_NET, **setting)
 
 
