@@ -157,13 +157,14 @@ def predict(
     _check_settings(settings, opened)
     cases = find_cases(input, opened[0].channels, split)
     _refuse_output_among_inputs(cases, output)
+    described = (opened[0].members or opened)[0].path / "dataset.json"
+    _refuse_output_in_dataset(output, described)
     if settings.dicom_seg:
         dicom_seg.require_dicom(cases)
     written: list[Path] = []
     failed: dict[str, str] = {}
     with lock(output), Display(len(cases), progress) as display:
         journal = Journal.open(output, opened, _that_matter(settings, opened[0]), overwrite)
-        described = (opened[0].members or opened)[0].path / "dataset.json"
         if described.is_file():
             shutil.copyfile(described, output / "dataset.json")
         for case in cases:
@@ -203,6 +204,21 @@ def _refuse_output_among_inputs(cases: Iterable[Case], output: Path) -> None:
         raise UserError(
             "Predictions would lie among the images, and replace those of the same name",
             file=output,
+            remedy="choose another folder for the output",
+        )
+
+
+def _refuse_output_in_dataset(output: Path, described: Path) -> None:
+    """A data set keeps its dataset.json, which holds its labels, splits and patients: the run's would replace it."""
+    theirs = output / "dataset.json"
+    folders = [name for name in ("imagesTr", "imagesTs", "labelsTr") if (output / name).is_dir()]
+    foreign = theirs.is_file() and not (output / "predict.json").is_file() and described.is_file()
+    if folders or (foreign and theirs.read_bytes() != described.read_bytes()):
+        raise UserError(
+            "Predictions would lie in a data set, and replace its dataset.json",
+            file=output,
+            found=", ".join([*folders, *(["dataset.json"] if theirs.is_file() else [])]),
+            expected="a new folder, or one with earlier predictions",
             remedy="choose another folder for the output",
         )
 

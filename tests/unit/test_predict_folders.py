@@ -225,6 +225,17 @@ def test_a_folder_of_other_images_is_not_overwritten(tmp_path):
     assert {p.name: p.read_bytes() for p in labels.iterdir()} == before
 
 
+@pytest.mark.parametrize("lacking", [(), ("imagesTr", "labelsTr", "imagesTs")])
+def test_a_data_set_keeps_its_dataset_json(tmp_path, lacking):
+    root, run = make_dataset(tmp_path / "data"), make_run(tmp_path / "run")
+    for name in lacking:
+        (root / name).rename(tmp_path / name)
+    before = sorted(root.rglob("*")), (root / "dataset.json").read_bytes()
+    with pytest.raises(UserError, match=r"replace its dataset\.json"):
+        predict(run, folder_of_cases(tmp_path / "in"), root, overwrite=True, progress=False)
+    assert (sorted(root.rglob("*")), (root / "dataset.json").read_bytes()) == before
+
+
 def test_a_broken_case_does_not_cost_the_others(tmp_path):
     source, out = folder_of_cases(tmp_path / "in", 4), tmp_path / "out"
     data = (source / "c1.nii.gz").read_bytes()
