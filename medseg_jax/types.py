@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -136,10 +136,25 @@ class Labels:
     @classmethod
     def overlapping(cls, *names: str) -> "Labels":
         """Classes that may overlap, stored as bit masks: at most 16."""
-        if len(names) > 16:
-            raise UserError("Too many overlapping classes for one label file", found=len(names), expected="at most 16")
-        values = tuple(tuple(v for v in range(2 ** len(names)) if v >> i & 1) for i in range(len(names)))
-        return cls(names, values, exclusive=False)
+        bits = range(min(len(names), 16))
+        values = tuple(tuple(v for v in range(2 ** len(bits)) if v >> i & 1) for i in bits)
+        return cls(names, values, exclusive=False).storable()
+
+    def storable(self, file: Path | None = None) -> Self:
+        """These labels, if `decode` has a bit for each class.
+
+        Raises:
+            UserError: they are more than 16 that may overlap; `file` says so.
+        """
+        if not self.exclusive and len(self.names) > 16:
+            raise UserError(
+                "Too many overlapping classes for one label file",
+                file=file,
+                found=len(self.names),
+                expected="at most 16",
+                remedy="leave some out, or make them classes that do not overlap",
+            )
+        return self
 
     def only(self, names: Sequence[str]) -> "Labels":
         """Some of the classes, in this order; the same label maps encode them, and what else they hold is background.
@@ -221,7 +236,7 @@ class Labels:
         Args:
             thresholds: above which a voxel belongs to each class, where classes may overlap; 0.5 by default.
         """
-        dtype = np.uint8 if max(self.known) < 256 else np.uint16
+        dtype = np.uint8 if max(self.storable().known) < 256 else np.uint16
         if self.exclusive:
             lookup = np.array([0, *(vs[0] for vs in self.values)], dtype)
             return lookup[probabilities.argmax(-1)]

@@ -157,7 +157,7 @@ def parse_labels(content: dict[str, Any], overlapping: bool, file: Path) -> Labe
             )
         return labels
     order = _parse_order(content, kept, file) if regions else None
-    return Labels(names, kept, ignore[0] if ignore else None, exclusive=not regions, order=order)
+    return Labels(names, kept, ignore[0] if ignore else None, exclusive=not regions, order=order).storable(file)
 
 
 def _parse_values(name: str, value: Any, file: Path) -> tuple[int, ...]:

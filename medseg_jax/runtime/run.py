@@ -207,7 +207,7 @@ def open_by_class(path: Path, checkpoint: Literal["best", "last"]) -> Run:
     config = replace(first.config, classes=tuple(wanted))
     _, labels = described(first.path, config)
     thresholds = load_thresholds(path, checkpoint, wanted)
-    labels = replace(labels, exclusive=False)
+    labels = replace(labels, exclusive=False).storable(path)
     return replace(
         first, path=path, config=config, plan=plan, labels=labels, predict=predict, objective=None, variables=None,
         members=members, thresholds=thresholds,

@@ -304,6 +304,18 @@ def test_regions_and_ignore_label(tmp_path):
     )
 
 
+def test_more_regions_than_a_label_map_has_bits_are_refused(tmp_path):
+    regions = {"whole": list(range(1, 17)), **{f"r{i}": i for i in range(1, 17)}}
+    order = [1, *range(1, 17)]
+    root = folder(tmp_path, labels={"background": 0, **regions}, regions_class_order=order)
+    with pytest.raises(UserError, match=r"(?s)Too many overlapping.*dataset\.json.*17.*at most 16"):
+        Dataset.open(root)
+    many = Labels(tuple(regions), tuple((i + 1,) for i in range(17)), exclusive=False)
+    with pytest.raises(UserError, match="at most 16"):
+        many.decode(np.zeros((2, 2, 17)))
+    assert replace(many, exclusive=True).decode(np.eye(18)[[17]]) == 17
+
+
 def test_single_valued_lists_are_plain_classes(tmp_path):
     dataset = Dataset.open(folder(tmp_path, labels={"background": [0], "organ": [1], "lesion": [2]}))
     assert dataset.labels == Labels.simple("organ", "lesion")
