@@ -38,6 +38,7 @@ from medseg_jax.data.cache import Cache, build_cache, preprocess, restore
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.label_noise import clean_label
 from medseg_jax.data.plan import Plan
+from medseg_jax.data.views import class_view, hold_out_view, labelled_view
 from medseg_jax.evaluation import html
 from medseg_jax.evaluation.metrics.calibration import reliability
 from medseg_jax.evaluation.metrics.pr import average_precision
@@ -47,7 +48,7 @@ from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_fli
 from medseg_jax.methods.objective import Task
 from medseg_jax.paths import write
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
-from medseg_jax.runtime.run import open_run, stage_folder
+from medseg_jax.runtime.run import WEIGHTS, open_run, stage_folder
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 E_STEPS = 10  # with the final network
@@ -113,6 +114,7 @@ def audit(dataset: Dataset | str | Path, run: str | Path, out: str | Path | None
     results.sort(key=lambda found: -found.row["share"])
     results = [found if i < PICTURES else replace(found, picture=None) for i, found in enumerate(results)]
     known = [mark for mark in marks if mark is not None]
+    dataset = posteriors.dataset
     summary = {
         "run": run.name,
         "dataset": dataset.name,
@@ -223,7 +225,18 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
             expected="a last stage with KMSNoise",
             remedy="train one: medseg train configs/kms_noise_jsrt.py --data DATASET --out RUN",
         )
+    folder = stage_folder(run, index, stage.name) / "last"
+    steps = Checkpoints(folder, read_only=True).steps()
+    if opened.stage != index or not steps:
+        raise UserError(
+            "This run keeps no posterior of the label errors",
+            file=run,
+            found="an exported run" if (run / WEIGHTS).is_file() else f"no weights of its last stage, {stage.name}",
+            expected="the folder of medseg train, its last stage begun",
+        )
     record = json.loads((run / "run.json").read_text())
+    if config.hold_out is not None:
+        dataset = hold_out_view(dataset, config.hold_out, oracle=config.oracle)
     if record["dataset"]["fingerprint"] != dataset.fingerprint():
         raise UserError(
             "The run was trained on other files",
@@ -234,6 +247,8 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
         )
     plan = opened.plan
     cache = build_cache(dataset, plan, config.cache)
+    dataset = dataset if config.labelled is None else labelled_view(dataset, config.labelled)
+    dataset = class_view(dataset, config.classes)
     ids = set(record["cases"]["train"])
     cases = tuple(case for case in dataset.cases if case.id in ids and case.label is not None)
     spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
@@ -246,8 +261,7 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
         sample_size=stage.augment.sample_size(plan.patch_size, spacing),
     )
     method = replace(stage.objective, nodes=stage.objective.nodes or 9).bind(task)  # an expectation, not a sample
-    folder = stage_folder(run, index, stage.name) / "last"
-    state = restore_tree(folder / str(Checkpoints(folder, read_only=True).steps()[-1]))
+    state = restore_tree(folder / str(steps[-1]))
     aux, rho = state["aux"], float(method.prior(state["params"]).rho)
     known = np.asarray(method.known(aux["agreement"]))
     store = aux["cases"]

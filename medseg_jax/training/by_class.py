@@ -77,6 +77,8 @@ def train_by_class(
             say(f"{one}: finished already")
             continue
         say(f"{one}: {folder}")
+        if jax.process_index() == 0:
+            (out / THRESHOLDS).unlink(missing_ok=True)  # those of other weights
         train(own, folder, fresh=fresh, report=False)
     done = all(finished(replace(config, classes=(one,)), class_folder(out, one)) for one in names)
     if report and done and jax.process_index() == 0:
@@ -176,6 +178,7 @@ def best_threshold(histogram: ScoreHistogram) -> float:
     f1 = 2 * tp / (tp + fp + histogram.positive.sum())
     f1[0] = -1  # everything would be positive
     least = int(f1.argmax())
+    least += int(np.flatnonzero(histogram.total[least:])[0])  # F1 is the same for all levels between two scores
     used = np.flatnonzero(histogram.total[:least])
     return float((LEVELS[least] + (LEVELS[used[-1]] if len(used) else 0.0)) / 2)
 

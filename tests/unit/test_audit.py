@@ -5,7 +5,21 @@ import json
 
 import pytest
 
-from medseg_jax import Augment, Config, KMSNoise, LabelNoise, Optim, Stage, UNet, UserError, audit, cli, corrupt, train
+from medseg_jax import (
+    Augment,
+    Config,
+    KMSNoise,
+    LabelNoise,
+    Optim,
+    Stage,
+    UNet,
+    UserError,
+    audit,
+    cli,
+    corrupt,
+    export,
+    train,
+)
 from medseg_jax.data import io
 from medseg_jax.data.synthetic import make_phantoms
 
@@ -48,6 +62,25 @@ def test_audit_writes_a_page_a_table_and_maps(trained, capsys):
     page = (run / "audit" / "index.html").read_text()
     assert page.count("<img") == len(cases)
     assert "<script src" not in page
+
+
+def test_it_sees_the_classes_and_the_sites_that_the_run_saw(trained, tmp_path):
+    """One class of the data set, and a run without one of its sites."""
+    folder = make_phantoms(tmp_path / "data", dim=2, cases=8, sites=2, size=32).root
+    stage = Stage(KMSNoise(NET, e_steps=2, begin=0), steps=6, optim=Optim(lr=3e-3), augment=Augment.light())
+    config = Config(
+        data=str(folder), stages=(stage,), cache=str(tmp_path / "cache"), classes=("organ",), hold_out="site1"
+    )
+    run = train(config, tmp_path / "run", report=False)
+    said = json.loads((audit(folder, run).parent / "summary.json").read_text())
+    assert set(said["prior"]) == {"mu", "s", "rho"}
+    with (run / "audit" / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == said["cases"] == len(json.loads((run / "run.json").read_text())["cases"]["train"])
+    export(run, tmp_path / "exported", "safetensors")
+    with pytest.raises(UserError, match="keeps no posterior") as error:
+        audit(folder, tmp_path / "exported")
+    assert error.value.found == "an exported run"
 
 
 def test_other_files_or_another_method_are_refused(trained, tmp_path):

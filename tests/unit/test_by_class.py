@@ -92,6 +92,13 @@ def test_the_threshold_has_the_largest_f1(seed, n):
     assert np.isclose(f1(best_threshold(histogram)), max(every))
 
 
+@pytest.mark.parametrize(("negative", "positive", "middle"), [(0.1, 0.9, 0.5), (0.0, 0.9, 0.45), (0.3, 0.4, 0.35)])
+def test_the_threshold_lies_midway_between_two_scores(negative, positive, middle):
+    """Just above the highest negative one it would call nearly everything positive on another image."""
+    histogram = ScoreHistogram.of(np.array([negative, positive], np.float16), np.array([False, True]))
+    assert best_threshold(histogram) == pytest.approx(middle, abs=1e-3)
+
+
 # ---------------------------------------------------------------- the whole way
 
 
