@@ -71,9 +71,12 @@ class LabelNoise:
         for name in ("alpha", "drop", "add", "border"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is no share", found=getattr(self, name), expected="0 to 1")
-        if self.beta <= 0 or self.s < 0 or not 0 <= self.rho < 1:
-            found = f"beta={self.beta}, s={self.s}, rho={self.rho}"
-            raise UserError("No noise like this", found=found, expected="beta > 0, s >= 0, 0 <= rho < 1")
+        bounds = {"beta > 0": self.beta > 0, "s >= 0": self.s >= 0, "0 <= rho < 1": 0 <= self.rho < 1}
+        bounds |= {"angle >= 0": self.angle >= 0, "seed >= 0": self.seed >= 0}
+        finite = all(math.isfinite(value) for value in (self.beta, self.s, self.angle, self.mu))
+        if not finite or not all(bounds.values()):
+            found = f"beta={self.beta}, s={self.s}, rho={self.rho}, angle={self.angle}, mu={self.mu}, seed={self.seed}"
+            raise UserError("No noise like this", found=found, expected=f"{', '.join(bounds)}; finite numbers")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,6 +140,7 @@ def _carry(path: Path, source: Path, target: Path) -> Path:
     """Puts a file of one data set into another."""
     new = target / path.relative_to(source)
     new.parent.mkdir(parents=True, exist_ok=True)
+    new.unlink(missing_ok=True)  # of an attempt that was interrupted
     try:
         os.link(path, new)
     except OSError:

@@ -35,6 +35,9 @@ def test_training_labels_change_and_nothing_else(phantoms, tmp_path, style):
     again = corrupt(phantoms.root, tmp_path / "b", noise)
     np.testing.assert_equal(labels_of(again, "train"), after)
     assert again.extra["label_noise"] == made.extra["label_noise"]
+    (tmp_path / "b" / "dataset.json").unlink()  # as if it had been interrupted
+    third = corrupt(phantoms.root, tmp_path / "b", noise)
+    np.testing.assert_equal(labels_of(third, "train"), after)
     other = corrupt(phantoms.root, tmp_path / "c", LabelNoise(style, alpha=0.6, drop=0.5, border=0.5, seed=1))
     assert any((labels_of(other, "train")[id] != after[id]).any() for id in after)
 
@@ -85,7 +88,13 @@ def test_the_field_has_the_promised_moments():
     assert (standard[1:, 1:] * standard[:-1, :-1]).mean() == pytest.approx(0.49, abs=0.05)
 
 
-@pytest.mark.parametrize("options", [{"style": "x"}, {"alpha": 1.2}, {"beta": 0}, {"rho": 1}])
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"style": "x"}, {"alpha": 1.2}, {"beta": 0}, {"rho": 1}, {"angle": -5}, {"seed": -1}, {"beta": NAN}, {"s": NAN}],
+)
 def test_noise_that_makes_no_sense_is_refused(options):
     with pytest.raises(UserError):
         LabelNoise(**options)
