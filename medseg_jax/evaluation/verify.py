@@ -138,7 +138,7 @@ def _records(run: Path) -> Iterator[Check]:
     named = _read(run / "run.json")["dataset"]["name"]
     facts = f"{len(config.stages)} stage(s), {len(channels)} channel(s), classes {', '.join(labels.names)}"
     logged = {k[5:] for e in _entries(run) if e["kind"] == "val" for k in e if k.startswith("dice/")}
-    if strange := logged - set(labels.names):
+    if strange := logged - set(labels.judged.names):
         text = f"log.jsonl has scores of classes that dataset.json does not name: {', '.join(sorted(strange))}"
         yield Check("records", "problem", text, str(run / "dataset.json"), "restore the dataset.json of this run")
         return

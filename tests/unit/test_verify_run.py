@@ -98,6 +98,14 @@ def test_a_changed_data_set(run, phantoms, tmp_path):
     assert [c.name for c in verify(run) if c.state == "warning"] == ["data"]
 
 
+def test_regions_that_are_scored_instead_of_classes_are_known(run):
+    scores = {"inside": [1, 2], "tube": 3}
+    edit(run / "dataset.json", lambda d: d["medseg"].update(scores=scores))
+    names = {"dice/organ": "dice/inside", "dice/lesion": "dice/tube"}
+    rewrite_log(run, lambda log: [{names.get(k, k): v for k, v in e.items() if k != "dice/vessel"} for e in log])
+    assert "records" not in problems(run)
+
+
 def test_a_leak_between_splits(run):
     edit(run / "run.json", lambda r: r["cases"]["train"].append(r["cases"]["val"][0]))
     texts = [c.text for c in verify(run) if c.state == "problem"]
