@@ -170,6 +170,60 @@ def test_grey_levels_are_asked_about(src, dst):
     assert set(np.unique(label_of(dataset, "a"))) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("numbers", [(1,), (1, 2), (2,), (128,)])
+@pytest.mark.parametrize("classes", [None, "lesion"])
+def test_a_void_of_255_is_asked_about_not_read_as_the_foreground(src, dst, numbers, classes):
+    """VOC: class numbers, and 255 where nothing is known; the numbers may be rare."""
+    pairs(src, names=("a", "b"))
+    mask = blob(0) * 255
+    for i, number in enumerate(numbers):
+        mask[4, 6 + i] = number  # few enough to pass for noise
+    save(src / "masks" / "a.png", mask)
+    options = {"classes": classes} if classes else {}
+    with pytest.raises(Ambiguous) as error:
+        convert(src, dst, **options)
+    assert {"threshold": 0} in [choice for _, choice in error.value.choices]
+    assert {"ignore": 255} in [choice for _, choice in error.value.choices]
+    if len(numbers) == 1 or classes:
+        dataset = convert(src, dst, ignore=255, **options)
+        assert dataset.labels == Labels.simple(classes or "foreground", ignore=2)
+        expected = np.where(mask == 255, 2, mask > 0)
+    else:
+        dataset = convert(src, dst, ignore=255)
+        assert dataset.labels == Labels.simple("class_1", "class_2", ignore=3)
+        expected = np.where(mask == 255, 3, mask)
+    np.testing.assert_array_equal(label_of(dataset, "a"), expected)
+    cut = convert(src, dst, threshold=127, overwrite=True, **options)
+    np.testing.assert_array_equal(label_of(cut, "a"), mask > 127)
+
+
+def test_a_few_levels_in_a_folder_of_one_class_are_asked_about(src, dst):
+    pairs(src, masks="masks_cup")
+    pairs(src, masks="masks_disc")
+    save(src / "masks_cup" / "a.png", np.where(blob(1), 2, blob(0) * 255).astype(np.uint8))
+    with pytest.raises(Ambiguous) as error:
+        convert(src, dst)
+    assert "--threshold 127" in str(error.value)
+    assert "NAME" not in str(error.value)
+    convert(src, dst, threshold=127)
+    save(src / "masks_cup" / "a.png", np.where(blob(1), 64, blob(0) * 255).astype(np.uint8))  # one expert of four
+    convert(src, dst, overwrite=True)
+
+
+def test_small_numbers_beside_soft_edges_are_asked_about(src, dst):
+    for seed, name in enumerate("abc"):
+        save(src / "images" / f"{name}.png", photo(seed))
+        distance = np.hypot(*(np.indices(SIZE) - np.array([[[11]], [[12 + seed]]])))
+        save(src / "masks" / f"{name}.png", np.clip(128 + 50 * (8 - distance), 0, 255).astype(np.uint8))
+    save(src / "masks" / "b.png", blob(1) * 2)
+    with pytest.raises(Ambiguous, match="small numbers") as error:
+        convert(src, dst)
+    assert "b.png" in str(error.value)
+    assert "--threshold 0 " in str(error.value)
+    save(src / "masks" / "b.png", blob(1) * 0)
+    convert(src, dst)
+
+
 def test_01_and_0255_in_one_folder_are_asked_about_but_two_domains_are_fine(src, dst, tmp_path):
     pairs(src, names=("a", "b"))
     save(src / "masks" / "a.png", blob(0))

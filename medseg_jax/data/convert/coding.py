@@ -9,9 +9,12 @@ import numpy as np
 from medseg_jax.data.convert.found import Found, Layout
 from medseg_jax.data.convert.masks import (
     IGNORE,
+    MIDDLE,
     Reading,
     Study,
     Survey,
+    ask_levels,
+    few_levels,
     is_binary,
     numbered_objects,
     read_mask,
@@ -170,7 +173,7 @@ def _one_file_per_class(
     readings, notes = {}, []
     for number, (name, keys) in enumerate(chosen, start=1):
         for domain, tag in (key for key in study.surveys if key[1] in keys):
-            above, how = threshold_of(study.surveys[domain, tag], options)
+            above, how = threshold_of(_without_ignored(study.surveys[domain, tag], options.ignore), options)
             readings[domain, tag] = Reading(above, options.invert, number, ignored=options.ignore)
             notes.append((f"{domain} {name}".strip(), how))
     how = "one file per class"
@@ -241,10 +244,10 @@ def _everything_is(name: str, study: Study, options: Options, layout: Layout) ->
 
 
 def _foreground_of(survey: Survey, options: Options) -> tuple[float, str]:
-    if options.threshold is None and options.ignore in survey.voxels:
-        survey = replace(survey, voxels=survey.voxels.copy())
-        del survey.voxels[options.ignore]
+    survey = _without_ignored(survey, options.ignore)
     if options.threshold is None and not is_binary(survey):
+        if few_levels(survey) and not options.instances:
+            ask_levels(survey)
         return 0, f"{len(survey.foreground)} values above 0 joined"
     above, how = threshold_of(survey, options)
     return above, how + (f"; {len(set(survey.colours) - {(0, 0, 0)})} colours joined" if survey.coloured else "")
@@ -359,16 +362,8 @@ def _refuse_unlikely_classes(total: Survey, values: list[int]) -> None:
             file=total.first[values[-1]],
             found=f"values 1 to {values[-1]}, largest value per file {sorted(total.largest.values())[:8]}",
         )
-    if values[-1] > 127 and len(values) > 1:
-        raise Ambiguous(
-            "These masks hold a few grey levels: classes, or soft edges of one?",
-            [
-                ("soft edges, or the share of experts who agree", {"threshold": 127}),
-                ("classes", {"classes": ",".join(f"NAME={value}" for value in values)}),
-            ],
-            file=total.first[values[0]],
-            found=", ".join(map(str, values)),
-        )
+    if values[-1] > MIDDLE and len(values) > 1:
+        ask_levels(total)
 
 
 def _colours(study: Study, options: Options, classes: list[tuple[str, tuple[str, ...]]]) -> Coding:

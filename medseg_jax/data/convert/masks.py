@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -32,6 +33,14 @@ def read_mask(path: Path, key: str | None, options: Options) -> tuple[np.ndarray
         if options.threshold is None:
             return io.read_label(path, key)
         values, geometry = io.read_image(path, key)
+        if (values != values[..., :1]).any():
+            raise UserError(
+                "A mask holds several channels that differ",
+                file=path,
+                found=f"{values.shape[-1]} channels",
+                expected="one, or the same in each",
+                remedy="--threshold makes one class: save class numbers instead, or each channel as a file of its own",
+            )
         return values[..., 0], geometry
     with Image.open(path) as header:
         palette = header.mode == "P"
@@ -215,13 +224,41 @@ class Reading:
 
 
 def is_binary(survey: Survey) -> bool:
-    """One foreground value, or soft edges: few voxels between 0 and the top, or too many levels to be classes."""
+    """One foreground value, or soft edges: too many levels to be classes, or JPEG with few voxels in between.
+
+    A few levels of lossless masks may always be classes (of which 255 may be a void), however rare they are.
+    """
     values = survey.foreground
     if len(values) <= 1:
         return True
     if values[-1] <= MIDDLE:
         return False
-    return len(values) > 8 or _between(survey) < 0.02
+    return len(values) > 8 or (survey.lossy > 0 and _between(survey) < 0.02)
+
+
+def few_levels(survey: Survey) -> bool:
+    """True if values up to 255 may be classes, soft edges, or a void beside classes: nothing in the files tells."""
+    values = survey.foreground
+    return not survey.lossy and not survey.coloured and 1 < len(values) <= 8 and values[-1] > MIDDLE
+
+
+def ask_levels(survey: Survey, classes: bool = True) -> NoReturn:
+    """Asks what a few levels mean; `classes`: if each may be a class of its own."""
+    values = survey.foreground
+    choices: list[tuple[str, dict[str, object]]] = [
+        ("soft edges, or the share of experts who agree", {"threshold": MIDDLE}),
+        ("all above 0 is one class", {"threshold": 0}),
+    ]
+    if classes:
+        choices.append(("classes", {"classes": ",".join(f"NAME={value}" for value in values)}))
+    if values[-1] == 255:
+        choices.append(("255 is a void: nothing is known there", {"ignore": 255}))
+    raise Ambiguous(
+        "These masks hold a few grey levels: classes, or soft edges of one?",
+        choices,
+        file=survey.first[values[0]],
+        found=", ".join(map(str, values)),
+    )
 
 
 def _between(survey: Survey) -> float:
@@ -254,6 +291,8 @@ def threshold_of(survey: Survey, options: Options) -> tuple[float, str]:
             expected="0/1 or 0/255",
             remedy="--threshold 0 (all above 0 is foreground)",
         )
+    if few_levels(survey) and values[0] <= 8:  # class numbers; the steps of experts who agree are larger
+        ask_levels(survey, classes=False)
     _refuse_mixture(survey)
     grey = sum(count for value, count in survey.voxels.items() if 32 < value < 224) / sum(survey.voxels.values())
     if grey > 0.5 and len(values) > 8:
@@ -268,14 +307,14 @@ def threshold_of(survey: Survey, options: Options) -> tuple[float, str]:
 
 
 def _refuse_mixture(survey: Survey) -> None:
-    """0/1 and 0/255 in one folder: 1 may be foreground or noise."""
-    dark = [path for path, top in survey.largest.items() if top == 1 and io.suffix(path) not in LOSSY]
+    """0/1 (or 0/2 ...) and 0/255 in one folder: the small numbers may be foreground or noise."""
+    dark = [path for path, top in survey.largest.items() if 0 < top <= MIDDLE and io.suffix(path) not in LOSSY]
     if dark:
         raise Ambiguous(
-            "Some masks of a folder hold 0/1 and others 0/255",
-            [("1 is foreground, too", {"threshold": 0}), ("1 is noise", {"threshold": MIDDLE})],
+            "Some masks of a folder hold small numbers such as 0/1 and others 0/255",
+            [("all above 0 is foreground", {"threshold": 0}), ("small numbers are noise", {"threshold": MIDDLE})],
             file=dark[0],
-            found=f"{len(dark)} of {survey.files} masks with no value above 1",
+            found=f"{len(dark)} of {survey.files} masks with no value above {MIDDLE}",
         )
 
 
