@@ -40,7 +40,7 @@ def read_npz(path: Path, role: Role, key: str | None) -> tuple[np.ndarray, np.nd
 
         array = load(_choose(shapes, role, key, path))
         placed = _placement({name: load(name) for name in ("affine", "spacing") if name in shapes}, path)
-    return _with_channels(array, role, path), placed
+    return _placed(_with_channels(array, role, path), placed, path)
 
 
 def _npy_header(stream: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype]:
@@ -65,7 +65,7 @@ def read_hdf5(path: Path, role: Role, key: str | None) -> tuple[np.ndarray, np.n
                 _refuse_array(path, name, data.shape, data.dtype)
         array = found[_choose({name: data.shape for name, data in found.items()}, role, key, path)][()]
         placed = _placement({name: found[name][()] for name in ("affine", "spacing") if name in found}, path)
-    return _with_channels(array, role, path), placed
+    return _placed(_with_channels(array, role, path), placed, path)
 
 
 def _refuse_array(path: Path, name: str, shape: object, dtype: np.dtype) -> None:
@@ -123,12 +123,26 @@ def _placement(found: Mapping[str, np.ndarray], path: Path) -> np.ndarray | None
     return None
 
 
+def _placed(array: np.ndarray, placed: np.ndarray | None, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both as they are; refuses a spacing that has not one number for each axis of [*s, c]: which is whose?"""
+    rank = array.ndim - 1
+    if placed is not None and placed.ndim == 1 and len(placed) != rank:
+        raise UserError(
+            "The spacing does not fit the array",
+            file=path,
+            found=f"spacing {placed.tolist()}, array {list(array.shape[:-1])}",
+            expected=f"{rank} numbers",
+            remedy="store one number for each axis, in their order (channels have none)",
+        )
+    return array, placed
+
+
 def bare_geometry(array: np.ndarray, placed: np.ndarray | None) -> tuple[np.ndarray, Geometry]:
     """Array [*s, c] with the affine of a file that is not NIfTI: given, from the spacing, or one unit per voxel."""
     rank = array.ndim - 1
     if placed is not None and placed.ndim == 2:
         return array, Geometry(array.shape[:-1], placed, "mm")
-    spacing = np.ones(rank) if placed is None or len(placed) != rank else placed
+    spacing = np.ones(rank) if placed is None else placed
     affine = np.eye(4)
     affine[:rank, :rank] = np.diag(spacing) if rank == 2 else np.diag(spacing)[::-1]
     return array, Geometry(array.shape[:-1], affine, "px" if placed is None else "mm")

@@ -10,6 +10,7 @@ import pytest
 
 from making import SIZE, blob, convert, hashes, label_of, pairs, photo, save, save_palette
 from medseg_jax.data.convert import Ambiguous
+from medseg_jax.data.geometry import canonical_shape
 from medseg_jax.types import Labels, UserError
 
 # -------------------------------------------------------------------------------------------- folders with dataset.json
@@ -140,6 +141,43 @@ def test_volumes_in_arrays(src, dst, ending, shape, axes):
     found = label_of(dataset, "p1")
     np.testing.assert_array_equal(found, turned)
     assert dataset.load(dataset.case("p1"))[2].spacing == (5, 1.5, 1)
+
+
+@pytest.mark.parametrize("axes", [None, "zyx"])
+def test_a_stored_spacing_turns_with_its_volume(src, dst, axes):
+    arrays(src / "p1.npz", (14, 12, 5), spacing=np.array([0.5, 0.6, 5]))
+    arrays(src / "p2.npz", (14, 12, 5), spacing=np.array([0.5, 0.6, 5]))
+    dataset = convert(src, dst, classes="rv,myo,lv", **({"axes": axes} if axes else {}))
+    image, _, geometry = dataset.load(dataset.case("p1"))
+    shape, spacing = ((14, 12, 5), (0.5, 0.6, 5)) if axes else ((5, 12, 14), (5, 0.6, 0.5))
+    assert image.shape[:3] == canonical_shape(geometry) == shape  # the slice axis stays the first
+    assert dataset.unit == "mm"
+    np.testing.assert_allclose(geometry.spacing, spacing, rtol=1e-6)
+
+
+def test_a_stored_affine_turns_with_its_volume(src, dst):
+    """A voxel lies where it lay."""
+    affine = np.array([[0, -0.6, 0, 10], [-0.5, 0, 0, 20], [0, 0, 5, -30], [0, 0, 0, 1]])
+    arrays(src / "p1.npz", (14, 12, 5), affine=affine)
+    arrays(src / "p2.npz", (14, 12, 5), affine=affine)
+    dataset = convert(src, dst, classes="rv,myo,lv")
+    image, label, geometry = dataset.load(dataset.case("p1"))
+    assert image.shape[:3] == (5, 12, 14)
+    np.testing.assert_allclose(geometry.spacing, (5, 0.6, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(geometry.affine @ (3, 2, 1, 1), affine @ (1, 2, 3, 1), rtol=1e-6)
+    with np.load(src / "p1.npz") as stored:
+        assert label[3, 2, 1] == stored["label"][1, 2, 3]
+
+
+def test_a_threshold_keeps_no_single_channel(src, dst):
+    """One class for each channel is not one class."""
+    for name in "ab":
+        volume(src / "images" / f"{name}.nii.gz", np.ones((8, 9, 10), np.float32))
+        hot = np.zeros((8, 9, 10, 2), np.float32)
+        hot[2:4, ..., 0], hot[5:7, ..., 1] = 1, 1
+        volume(src / "masks" / f"{name}.nii.gz", hot)
+    with pytest.raises(UserError, match="channels that differ"):
+        convert(src, dst, threshold=0.5)
 
 
 def test_slices_in_arrays_belong_to_their_patient(src, dst):

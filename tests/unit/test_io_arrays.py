@@ -62,6 +62,10 @@ def test_which_array(tmp_path, ending):
     save(image=np.zeros((5, 6, 7)), spacing=np.array([3.0, 1, 2]))
     _, geometry = io.read_image(path)
     assert (geometry.unit, geometry.spacing) == ("mm", (3, 1, 2))
+    save(image=np.zeros((5, 6, 7)), spacing=np.array([3.0, 1]))
+    refused(path, "spacing does not fit", "3 numbers")
+    save(image=np.zeros((8, 9)), spacing=np.array([3.0, 1, 2]))
+    refused(path, "spacing does not fit", "2 numbers")
     save(image=np.zeros((5, 6, 7)), affine=np.zeros((4, 4)))
     refused(path, "affine makes no sense")
 

@@ -227,7 +227,7 @@ class Writer:
         if len(geometry.shape) == 3 and geometry.header is None and io.kind(case.file) != "dicom":
             turn = self._axes(geometry.shape)
             image = image.transpose(*turn, 3)
-            geometry = self._place(image.shape[:3], geometry)
+            geometry = self._place(image.shape[:3], geometry, turn)
         if self.ending != ".nii.gz":
             path = folder / f"{case.name}_0000{self.ending}"
             io.write_image(path, image, geometry)
@@ -254,17 +254,20 @@ class Writer:
             axes = "xyz" if shape[2] < min(shape[:2]) else "zyx"
         return (2, 1, 0) if axes == "xyz" else (0, 1, 2)
 
-    def _place(self, shape: tuple[int, ...], geometry: Geometry) -> Geometry:
-        if not self.spacing and geometry.unit == "mm":
-            return Geometry(shape, geometry.affine, "mm")
-        spacing = self.spacing or (1.0, 1.0, 1.0)
+    def _place(self, shape: tuple[int, ...], geometry: Geometry, turn: tuple[int, ...]) -> Geometry:
+        """Where the turned array lies: a stored affine is turned with it, a bare one's axes point S, A, R."""
+        bare = np.eye(4)
+        bare[:3, :3] = np.diag(geometry.spacing)[::-1]  # what `io` makes of a spacing without directions
+        if not self.spacing and geometry.unit == "mm" and not np.allclose(geometry.affine, bare):
+            return Geometry(shape, geometry.affine[:, [*turn, 3]], "mm")
+        spacing = self.spacing or tuple(geometry.spacing[axis] for axis in turn)
         if len(spacing) != 3:
             raise UserError(
                 "--spacing needs a number for each axis", found=self.options.spacing, expected="three numbers"
             )
         affine = np.eye(4)
         affine[:3, :3] = np.diag(spacing)[::-1]  # d, h, w point S, A, R
-        return Geometry(shape, affine, "mm" if self.spacing else "px")
+        return Geometry(shape, affine, "mm" if self.spacing else geometry.unit)
 
     def _label(self, case: Found, geometry: Geometry, turn: tuple[int, ...] | None) -> np.ndarray:
         if case.masks:
