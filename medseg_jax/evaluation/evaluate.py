@@ -15,8 +15,8 @@ What is reported, and how (after Metrics Reloaded, Maier-Hein et al. 2024):
 * Voxels with the ignore label count as outside in both masks.
 * What has no answer (average precision without a positive voxel, relative volume error of an empty reference) is nan in
   cases.csv and left out of its mean; `summary["undefined"]` counts it.
-* A volume one voxel thick along an axis is measured as the picture that it is; pictures without a known pixel size are
-  measured in px.
+* A volume one voxel thick along an axis is measured as the picture that it is (the volumes of its masks in ml, where
+  the evaluation has thicker ones too); pictures without a known pixel size are measured in px.
 """
 
 import csv
@@ -26,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -64,6 +65,9 @@ ALL_METRICS = (*METRICS, *LESIONS, *ACCURACY, "cldice", *probabilities.METRICS)
 DISTANCES = ("hd", "hd95", "assd")
 """Those in mm (px for pictures), of which less is better."""
 
+VOLUMES = ("volume_error", "volume_prediction", "volume_reference")
+"""Columns that are in `Score.volume_unit`."""
+
 TEXTS = ("case", "class", "domain", "patient")
 REST = ("volume_prediction", "volume_reference", "empty", "diagonal")
 BOOTSTRAP = 2000
@@ -77,6 +81,7 @@ class Score:
         rows: one row of cases.csv per class, keyed by its columns; none if every voxel carries the ignore label.
         unit: of its spacing, "mm" or "px".
         volume_unit: "ml", "mm²" or "px".
+        thickness: of a volume in mm that is one voxel thick, else 0.
         problem: why the case could not be scored, or "".
         pooled: of its probabilities, if they are scored.
     """
@@ -85,6 +90,7 @@ class Score:
     rows: tuple[dict[str, Any], ...] = ()
     unit: str = ""
     volume_unit: str = ""
+    thickness: float = 0.0
     problem: str = ""
     pooled: probabilities.Pooled | None = None
 
@@ -134,7 +140,8 @@ def evaluate(
         lesion_iou: least IoU of a predicted and a true lesion that match.
         cldice: also clDice, for vessels and other tubes.
         probabilities: folder of <case>.npz as `medseg predict` writes them, to score average precision and calibration,
-            with a plot in OUT/plots/calibration.png; by default PRED/probabilities if that has one for every case.
+            with a plot in OUT/plots/calibration.png; by default PRED/probabilities if that has one of these
+            classes for every case.
 
     Returns:
         What summary.json holds: mean, ci95, sd, median (over cases), present (nnU-Net's convention for empty masks),
@@ -158,10 +165,12 @@ def evaluate(
     compare_classes(Path(pred).absolute(), labels, notes)
     if not 0 < lesion_iou <= 1:
         raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
+    if not 0 <= nsd_tolerance < math.inf:
+        raise UserError("The tolerance of nsd is a distance", found=nsd_tolerance, expected="a number, 0 or more")
     settings = Settings(nsd_tolerance, lesions, lesion_iou, cldice)
     if labels.scores and probabilities is not None:
         raise UserError("Probabilities of regions that are scored instead of classes are not known", file=probabilities)
-    maps = {} if labels.scores else _find_maps(Path(pred).absolute(), probabilities, found.pairs, notes)
+    maps = {} if labels.scores else _find_maps(Path(pred).absolute(), probabilities, found.pairs, labels, notes)
     labels = labels.judged
     score = partial(_score_or_explain, labels=labels, settings=settings, maps=maps)
     scores, pooled = [], None
@@ -170,6 +179,7 @@ def evaluate(
             if s.pooled is not None:
                 pooled = s.pooled if pooled is None else pooled + s.pooled
             scores.append(replace(s, pooled=None))
+    scores = _in_one_unit(scores)
     _refuse_problems(scores)
     unscored = [s.id for s in scores if not s.rows]
     if unscored:
@@ -200,8 +210,10 @@ def evaluate(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _find_maps(pred: Path, folder: str | Path | None, pairs: Sequence[Pair], notes: list[str]) -> dict[str, Path]:
-    """The probability map of each predicted case; none if they are neither asked for nor all there."""
+def _find_maps(
+    pred: Path, folder: str | Path | None, pairs: Sequence[Pair], labels: Labels, notes: list[str]
+) -> dict[str, Path]:
+    """The probability map of each predicted case; none if they are not asked for and not all there and of `labels`."""
     where = Path(folder) if folder is not None else (pred if pred.is_dir() else pred.parent) / "probabilities"
     if folder is None and not where.is_dir():
         return {}
@@ -218,6 +230,13 @@ def _find_maps(pred: Path, folder: str | Path | None, pairs: Sequence[Pair], not
     if missing:
         notes.append(f"Probabilities not scored: {len(missing)} of {len(maps)} cases have none in {where.name}/.")
         return {}
+    expected = probabilities.channels(labels)
+    for path in maps.values() if folder is None else ():
+        with suppress(UserError):  # a damaged one is listed with the problems of all cases
+            if (classes := probabilities.read_classes(path)) != expected:
+                found = f"{where.name}/{path.name} has the channels {', '.join(classes)}"
+                notes.append(f"Probabilities not scored: {found}, expected were {', '.join(expected)}.")
+                return {}
     return maps
 
 
@@ -269,7 +288,8 @@ def score_case(pair: Pair, labels: Labels, settings: Settings, maps: Mapping[str
         about = {"case": pair.id, "class": name, "domain": pair.domain, "patient": pair.patient, "diagonal": diagonal}
         measured = measure(p, r, sides, settings, 1000 if volume_unit == "ml" else 1)
         rows.append(about | measured | (pooled.row(k) if pooled else {}))
-    return Score(pair.id, tuple(rows), geometry.unit, volume_unit, pooled=pooled)
+    thickness = 0.0 if flat is None or geometry.unit == "px" else spacing[flat]
+    return Score(pair.id, tuple(rows), geometry.unit, volume_unit, thickness, pooled=pooled)
 
 
 def measure(
@@ -280,7 +300,7 @@ def measure(
     d = surface_distances(prediction, reference, spacing)
     volumes = [volume(mask, spacing) / per_volume for mask in (prediction, reference)]
     empty = (o.tp + o.fp == 0, o.tp + o.fn == 0)
-    relative = abs(relative_volume_error(prediction, reference))
+    relative = math.nan if empty[1] else abs(relative_volume_error(prediction, reference))
     scores = {
         "dice": o.dice,
         "iou": o.iou,
@@ -291,7 +311,7 @@ def measure(
         "assd": assd(d),
         "nsd": nsd(d, settings.nsd_tolerance),
         "volume_error": abs(volumes[0] - volumes[1]),
-        "volume_error_relative": relative if math.isfinite(relative) else math.nan,
+        "volume_error_relative": relative,
         "volume_prediction": volumes[0],
         "volume_reference": volumes[1],
         "empty": {(True, True): "both", (True, False): "prediction", (False, True): "reference"}.get(empty, ""),
@@ -322,6 +342,18 @@ def _score_or_explain(pair: Pair, labels: Labels, settings: Settings, maps: Mapp
         return score_case(pair, labels, settings, maps)
     except UserError as error:
         return Score(pair.id, problem=str(error))
+
+
+def _in_one_unit(scores: Sequence[Score]) -> list[Score]:
+    """The same, but the areas of single slices in ml where other cases are thicker volumes."""
+    if all(s.volume_unit != "ml" for s in scores):
+        return list(scores)
+
+    def in_ml(s: Score) -> Score:
+        rows = tuple(row | {name: row[name] * s.thickness / 1000 for name in VOLUMES} for row in s.rows)
+        return replace(s, rows=rows, volume_unit="ml")
+
+    return [in_ml(s) if s.thickness else s for s in scores]
 
 
 def _refuse_problems(scores: Sequence[Score]) -> None:

@@ -9,6 +9,8 @@ question "is the likeliest class, background included, the true one?".
 """
 
 import operator
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +22,7 @@ from medseg_jax.evaluation.metrics.pr import ScoreHistogram
 from medseg_jax.types import Labels, UserError
 
 METRICS = ("ap", "ece", "brier")
+DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 TINY = 2.0**-24  # float16's smallest number: what a probability of 0 on disk may have been
 
 
@@ -29,14 +32,8 @@ def read(path: Path, labels: Labels, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         UserError: the file is no such map, or has other classes or another shape than the reference.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            probabilities, classes = file["probabilities"], [str(name) for name in file["classes"]]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(
-            "This is no probability map", file=path, found=error, expected="what medseg predict --probabilities writes"
-        ) from error
-    expected = [*(["background"] if labels.exclusive else []), *labels.names]
+    classes, expected = read_classes(path), channels(labels)
+    probabilities = _load(path, "probabilities")
     if classes != expected:
         raise UserError(
             "A probability map has other classes than the references",
@@ -56,6 +53,34 @@ def read(path: Path, labels: Labels, shape: tuple[int, ...]) -> np.ndarray:
             "Probabilities lie in [0, 1]", file=path, found="others, or NaN", remedy="predict this case anew"
         )
     return probabilities.astype(np.float16)
+
+
+def read_classes(path: Path) -> list[str]:
+    """What the channels of a map are.
+
+    Raises:
+        UserError: the file is no such map.
+    """
+    return [str(name) for name in _load(path, "classes").ravel()]
+
+
+def channels(labels: Labels) -> list[str]:
+    """What the channels of a map of these classes are."""
+    return [*(["background"] if labels.exclusive else []), *labels.names]
+
+
+def _load(path: Path, name: str) -> np.ndarray:
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return file[name]
+    except DAMAGED as error:
+        raise UserError(
+            "This is no probability map",
+            file=path,
+            found=error,
+            expected="what medseg predict --probabilities writes",
+            remedy="predict this case anew",
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,6 +147,36 @@ def test_one_slice_is_measured_as_a_picture(tmp_path):
     assert summary["mean"]["volume_error"] == 6
 
 
+def test_a_single_slice_among_volumes_is_scored_with_them(folders, tmp_path):
+    pred, ref = folders
+    for folder, end in ((ref, 8), (pred, 9)):
+        write(folder, "flat.nii.gz", cube((2, 8), (2, end), (0, 1), shape=(12, 12, 1)), spacing=(1.0, 1.0, 9.0))
+    summary = evaluate(pred, ref, tmp_path / "out")
+    rows = {row["case"]: row for row in read_rows(tmp_path / "out" / "cases.csv")}
+    assert (summary["unit"], summary["volume_unit"]) == ("mm", "ml")
+    assert rows["flat"]["volume_reference"] == pytest.approx(6 * 6 * 9 / 1000)
+    assert rows["flat"]["volume_error"] == pytest.approx(6 * 9 / 1000)
+    assert rows["flat"]["volume_error_relative"] == pytest.approx(1 / 6, rel=1e-5)
+    assert rows["a"]["volume_reference"] == pytest.approx(4 * 4 * 4 * 2 / 1000)
+
+
+def test_the_relative_volume_error_of_an_empty_reference_is_unknown(folders, tmp_path):
+    pred, ref = folders
+    for name in "ab":
+        write(ref, f"{name}.nii.gz", np.zeros((12, 12, 8)))
+    write(pred, "b.nii.gz", np.zeros((12, 12, 8)))
+    evaluate(pred, ref, tmp_path / "out", labels=Labels.simple("organ"))
+    rows = {row["case"]: row for row in read_rows(tmp_path / "out" / "cases.csv")}
+    assert rows["a"]["empty"] == "reference"
+    assert rows["b"]["empty"] == "both"
+    assert [math.isnan(rows[c]["volume_error_relative"]) for c in "abc"] == [True, True, False]
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_a_tolerance_that_is_no_distance_is_refused(folders, tmp_path, tolerance):
+    assert "tolerance" in refused(*folders, tmp_path / "out", nsd_tolerance=tolerance)
+
+
 def test_ignored_voxels_take_no_part(tmp_path):
     reference, prediction = cube((0, 6), (0, 12), (0, 8)), cube((0, 12), (0, 12), (0, 8))
     reference[6:] = 2

@@ -123,6 +123,30 @@ def test_without_probabilities_nothing_is_left_of_earlier_ones(folders):
 def test_maps_that_do_not_fit_are_refused(folders, content, problem):
     np.savez(folders / "pred" / "probabilities" / "x.npz", **content)
     with pytest.raises(UserError, match=problem):
+        run(folders, probabilities=folders / "pred" / "probabilities")
+
+
+def test_maps_of_other_classes_that_nobody_asked_for_are_noted_and_passed_over(folders):
+    """Those of a run that was trained class by class have no background."""
+    names = ["a", "b"]
+    for id in "xy":
+        path = folders / "pred" / "probabilities" / f"{id}.npz"
+        np.savez(path, probabilities=np.load(path)["probabilities"][..., 1:], classes=names)
+    summary = run(folders)
+    assert "x.npz has the channels a, b, expected were background, a, b" in " ".join(summary["notes"])
+    assert set(summary["mean"]) == set(METRICS)
+    with pytest.raises(UserError, match="other classes"):
+        run(folders, probabilities=folders / "pred" / "probabilities")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_map_is_named(folders, damage):
+    path = folders / "pred" / "probabilities" / "x.npz"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 50] = bytes(b ^ 255 for b in content[middle : middle + 50])
+    path.write_bytes(content if damage == "flipped" else content[: 2 * middle])
+    with pytest.raises(UserError, match=r"(?s)no probability map.*x\.npz"):
         run(folders)
 
 
