@@ -362,17 +362,28 @@ def _steps(net: Network, batch_size: int, limits: Budget, budget: str) -> tuple[
     )
 
 
+NAMED_SCHEMES: dict[str, dict[str, Any]] = {
+    "nonorm": {"scheme": "none"},
+    "rescale_to_0_1": {"scheme": "minmax"},
+    "rgb_to_0_1": {"scheme": "fixed", "mean": 0.0, "std": 255.0},
+}
+"""Channel names by which nnU-Net v2 orders a normalisation, in small letters; "CT" and "zscore" are its others."""
+
+
 def _normalization(facts: Fingerprint, channels: Sequence[str]) -> tuple[tuple[dict[str, Any], ...], str]:
     nonzero = not facts.pictures and bool(np.median(facts.kept) < 0.75)
     entries, reasons = [], []
     for name, inside, overall in zip(channels, facts.foreground, facts.overall, strict=True):
-        if name.lower() == "ct":
+        if name.lower() in NAMED_SCHEMES:
+            entries.append(dict(NAMED_SCHEMES[name.lower()]))
+            reasons.append(f"{name}: nnU-Net's name for this normalisation, so it is used.")
+        elif name.lower() == "ct":
             numbers = {key: round(inside[key], 4) for key in ("low", "high", "mean")}
             entries.append({"scheme": "ct", **numbers, "std": max(round(inside["std"], 4), 1e-4)})
             reasons.append(
                 f"{name}: clipped to the 0.5 and 99.5 percentile of the foreground, whose mean and std scale it."
             )
-        elif facts.eight_bit and len(channels) >= 3:
+        elif facts.eight_bit and len(channels) >= 3 and name.lower() != "zscore":
             entries.append(
                 {"scheme": "fixed", "mean": round(overall["mean"], 4), "std": max(round(overall["std"], 4), 1e-4)}
             )

@@ -204,6 +204,15 @@ def test_normalisation_follows_the_channel():
     assert "Hounsfield" in unnamed.reasons["normalization"]
 
 
+def test_names_of_nnunet_order_a_normalisation():
+    names = ("noNorm", "rescale_to_0_1", "rgb_to_0_1", "zscore", "R")
+    plan = plan_from(pictures([(64, 64)] * 3, channels=5), names, ("a",))
+    assert [entry["scheme"] for entry in plan.normalization] == ["none", "minmax", "fixed", "zscore", "fixed"]
+    assert plan.normalization[2] == {"scheme": "fixed", "mean": 0, "std": 255}
+    assert "rescale_to_0_1: nnU-Net's name" in plan.reasons["normalization"]
+    assert Plan.from_dict(json.loads(json.dumps(dataclasses.asdict(plan)))) == plan
+
+
 # ------------------------------------------------------------------------------------------------------------ plan.json
 
 
