@@ -165,6 +165,8 @@ def test_patterns_for_domain_and_patient(src, dst):
         (("patient1_frame01", "patient1_frame02", "patient2_frame01"), {"patient1", ""}),
         (("x_01L", "x_01R", "x_02L", "x_02R"), {"x_01", "x_02"}),
         (("ulcer-1", "ulcer-1_1", "ulcer-1_2", "ulcer-2"), {"ulcer-1", ""}),
+        (("sub-A01_ses-1", "sub-A01_ses-2", "sub-B02_ses-1"), {"sub-A01", ""}),
+        (("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000"), {"BraTS-GLI-00001", ""}),
         (("im_01", "im_02", "im_03"), {""}),
         (("case_01", "case_02"), {""}),
     ],

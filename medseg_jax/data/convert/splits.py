@@ -21,6 +21,8 @@ ROLES = ("train", "val", "test")
 
 PATIENT_PATTERNS = (
     ("names like patient003_frame01", r"^((?:patient|subject|sub|pat|case|subj)[-_]?\d+)(?=[-_.].)"),
+    ("names like sub-A01_ses-1", r"^(sub-[A-Za-z0-9]+)(?=_)"),
+    ("names like BraTS-GLI-00001-000", r"^(BraTS-[A-Z]+-\d+)-\d{3}$"),
     ("names like X_slice_7", r"^(.+?)(?:[-_]frame[-_]?\d+)?[-_]slice[-_]?\d+$"),
     ("left and right", r"^(.*\d)[-_]?(?:L|R|left|right|OD|OS)$"),
     ("X and X_1, X_2", r"^(.+)_\d{1,2}$"),
