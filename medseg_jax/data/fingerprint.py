@@ -48,7 +48,10 @@ class Fingerprint:
 
 
 def fingerprint(dataset: "Dataset") -> Fingerprint:
-    """Reads every training case once (labelled ones where there are any; never a test or validation case).
+    """Reads every training case once (labelled ones where there are any; never a case of the split "test" or "val").
+
+    Folds are made afterwards and share one plan, as nnU-Net's do: a training case that validates in a fold has had its
+    part in these numbers.
 
     Raises:
         UserError: no training cases, pictures mixed with volumes, or differing numbers of channels.
