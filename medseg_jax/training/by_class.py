@@ -66,7 +66,9 @@ def train_by_class(
             file=out,
             remedy="choose another --out, or leave --class out to go on with it",
         )
-    names = class_view(whole, config.classes).labels.names
+    labels = class_view(whole, config.classes).labels
+    names = labels.names
+    replace(labels, exclusive=False).storable(whole.root / "dataset.json")  # as one they are predicted side by side
     class_view(whole, names if name is None else (name,))
     out.mkdir(parents=True, exist_ok=True)
     _remember(out, names)
