@@ -152,7 +152,8 @@ def predict(
         save_dicom_seg,
         postprocess.load(folders, opened[0].checkpoint) if postprocessing == "chosen" else {},
     )
-    if opened[0].thresholds:
+    if thresholds := common_thresholds(opened):
+        opened[0] = replace(opened[0], thresholds=thresholds)
         settings = replace(settings, probabilities=True)
     _check_settings(settings, opened)
     cases = find_cases(input, opened[0].channels, split)
@@ -195,6 +196,14 @@ def _that_matter(settings: Settings, run: Run) -> dict[str, Any]:
     cleaning = {"postprocessing": postprocess.to_json(settings.cleaning)} if settings.cleaning else {}
     chosen = {"thresholds": list(run.thresholds)} if run.thresholds else {}
     return {"tta": augmented, "overlap": settings.overlap, **cleaning, **chosen}
+
+
+def common_thresholds(runs: Sequence[Run]) -> tuple[float, ...] | None:
+    """The mean of the runs' thresholds (0.5 where one has none), as their probabilities are averaged; None for none."""
+    if not any(run.thresholds for run in runs):
+        return None
+    each = [run.thresholds or (0.5,) * len(run.labels.names) for run in runs]
+    return tuple(float(value) for value in np.mean(each, 0))
 
 
 def _refuse_output_among_inputs(cases: Iterable[Case], output: Path) -> None:

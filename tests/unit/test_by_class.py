@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from medseg_jax.data.synthetic import make_phantoms
 from medseg_jax.data.views import class_view
 from medseg_jax.evaluation.metrics.pr import ScoreHistogram
 from medseg_jax.inference.merge import one_map
+from medseg_jax.inference.predict import common_thresholds
 from medseg_jax.runtime.run import open_run, open_runs
 from medseg_jax.training.by_class import _remember, best_threshold
 
@@ -97,6 +99,15 @@ def test_the_threshold_lies_midway_between_two_scores(negative, positive, middle
     """Just above the highest negative one it would call nearly everything positive on another image."""
     histogram = ScoreHistogram.of(np.array([negative, positive], np.float16), np.array([False, True]))
     assert best_threshold(histogram) == pytest.approx(middle, abs=1e-3)
+
+
+def test_runs_that_predict_together_share_the_mean_of_their_thresholds():
+    def runs(*thresholds):
+        return [SimpleNamespace(thresholds=t, labels=Labels.overlapping("a", "b")) for t in thresholds]
+
+    assert common_thresholds(runs(None, None)) is None
+    assert common_thresholds(runs((0.2, 0.4))) == (0.2, 0.4)
+    assert common_thresholds(runs((0.2, 0.4), (0.4, 0.8), None)) == pytest.approx((1.1 / 3, 1.7 / 3))
 
 
 # ---------------------------------------------------------------- the whole way
