@@ -246,7 +246,7 @@ def from_file(file: str, objective: Objective, params: Any, aux: Any) -> dict[st
     Raises:
         UserError: the file cannot be read, or does not fit the network.
     """
-    tensors = read_weights(file)
+    tensors = read_weights(file, say)
 
     def load(net: Network, params: Any, stats: Any) -> tuple[Any, Any]:
         loaded = load_weights(net, params, stats, tensors, file)

@@ -22,7 +22,6 @@ from safetensors.numpy import load_file
 
 from medseg_jax.methods.objective import Tree
 from medseg_jax.models.network import Network
-from medseg_jax.runtime.log import say
 from medseg_jax.types import UserError
 from medseg_jax.weights.torch_file import read_torch
 
@@ -36,11 +35,11 @@ HOLDERS = ("state_dict", "model", "model_state_dict", "net", "params")
 # ---------------------------------------------------------------- reading
 
 
-def read_weights(path: str | Path) -> Tensors:
+def read_weights(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Tensors:
     """The tensors of a .safetensors, .npz, or PyTorch file (.pth, .pt, .bin, ...) by name.
 
     A PyTorch file that holds more than one set of tensors (say `model` and `model_ema`) is read at `state_dict` or
-    `model`; `file.pth#model_ema` reads another one.
+    `model`; `file.pth#model_ema` reads another one, and `say` is told of it.
 
     Raises:
         UserError: no such file, a damaged one, or no tensors where they are looked for.
@@ -57,7 +56,7 @@ def read_weights(path: str | Path) -> Tensors:
                 return dict(archive)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise UserError("This npz file cannot be read", file=file, found=str(error)) from error
-    return _tensors(read_torch(file), file, entry)
+    return _tensors(read_torch(file), file, entry, say)
 
 
 def weight_file(path: str | Path) -> Path:
@@ -68,7 +67,7 @@ def weight_file(path: str | Path) -> Path:
     return file
 
 
-def _tensors(tree: Any, file: Path, entry: str) -> Tensors:
+def _tensors(tree: Any, file: Path, entry: str, say: Callable[[str], None]) -> Tensors:
     """The flat set of tensors in a checkpoint's object."""
     sets = _sets(tree)
     chosen = entry or next((k for k in ("", *HOLDERS) if k in sets), next(iter(sets)) if len(sets) == 1 else None)
