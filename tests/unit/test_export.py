@@ -113,7 +113,7 @@ def test_no_name_of_a_case_a_patient_or_a_folder_leaves(run, exported, phantoms,
     assert names[0].encode() in (run / "run.json").read_bytes()
     shutil.copytree(run, tmp_path / "run")
     about = json.loads((run / "run.json").read_text())
-    about["config"]["pretrained"] = "/home/alice/w.safetensors"
+    about["config"]["pretrained"] = str(tmp_path / "alice" / "w.safetensors")
     (tmp_path / "run" / "run.json").write_text(json.dumps(about))
     ms.export(tmp_path / "run", tmp_path / "out", "safetensors")
     assert "**Started from:** w.safetensors" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
