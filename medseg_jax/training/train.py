@@ -164,6 +164,8 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
         )
     learning_rate = schedule(stage.optim, steps)
     window, since = [], time.perf_counter()
+    if start < steps:
+        say(f"{stage.name}: compiling the training step, which takes seconds to minutes")
     log.start(stage.name, start, steps)
     try:
         batches = pipeline.stream(start=start, workers=config.workers, **feed) if start < steps else iter(())

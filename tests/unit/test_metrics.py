@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -190,15 +190,19 @@ def test_every_code_has_the_size_of_its_mirror_images_and_of_its_complement():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 3).flatmap(lambda n: st.tuples(masks(n), st.lists(SPACINGS, min_size=n, max_size=n))))
+@example(
+    ((np.array([[0, 1, 0, 1]], bool), np.array([[0, 0, 1, 0]], bool)), [1.0, 0.38])
+)  # the mean of 3 x .38 rounds up
 def test_properties(drawn):
     (prediction, reference), spacing = drawn
+    up = 1 + 1e-12
     for kind in SURFACES:
         d = surface_distances(prediction, reference, spacing, surface=kind)
         back = surface_distances(reference, prediction, spacing, surface=kind)
         values = [hausdorff(d), hausdorff(d, 95), assd(d), nsd(d, 1)]
         np.testing.assert_allclose([hausdorff(back), hausdorff(back, 95), assd(back), nsd(back, 1)], values, rtol=1e-9)
-        assert hausdorff(d) >= hausdorff(d, 95)
-        assert hausdorff(d) >= assd(d) >= 0
+        assert up * hausdorff(d) >= hausdorff(d, 95)
+        assert up * hausdorff(d) >= assd(d) >= 0
         assert 0 <= nsd(d, 0.5) <= nsd(d, 2) <= 1
         # a wider image and other axes change nothing
         wide = [np.pad(mask, 2).T for mask in (prediction, reference)]
