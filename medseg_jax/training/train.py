@@ -132,7 +132,7 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
     prepared = prepare_stage(config, index, setting.dataset, setting.plan, setting.cache, mesh)
     steps, feed, frozen = prepared.steps, prepared.feed, prepared.frozen
     step_fn = compile_step(prepared.parts, prepared.state, mesh)
-    predict_fn = jax.jit(sharding.within(mesh, prepared.parts.objective.predict))
+    predict_fn = jax.jit(prepared.parts.objective.predict)  # on one device (`_validate`), hence not within the mesh
 
     # ------------------------------------------------------------ resume
     folder = stage_folder(setting.out, index, stage.name)

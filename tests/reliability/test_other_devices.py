@@ -98,3 +98,20 @@ def test_split_parameters_give_the_same_losses(phantoms, tmp_path):
     finish(start(write_config(tmp_path / "split.py", phantoms.root, more=more), tmp_path / "split", devices=4))
     finish(start(write_config(tmp_path / "config.py", phantoms.root), tmp_path / "whole"))
     np.testing.assert_allclose(losses(tmp_path / "split"), losses(tmp_path / "whole"), rtol=1e-4)
+
+
+SCANS = """
+from medseg_jax import Augment, Config, Stage, Supervised, VMUNet
+
+net = VMUNet(features=(4, 8), depths=(1, 1), decoder_depths=(1, 1), states=2)
+stage = Stage(Supervised(net), steps=2, augment=Augment.none())
+config = Config(data={data!r}, stages=(stage,), cache={cache!r}, validate_every=1)
+"""
+
+
+def test_scans_split_themselves_in_training_and_not_in_validation(phantoms, tmp_path):
+    """A scan shares its rows among the devices of a training; validation has one device."""
+    config = tmp_path / "config.py"
+    config.write_text(SCANS.format(data=str(phantoms.root), cache=str(tmp_path / "cache")))
+    finish(start(config, tmp_path / "run", devices=2))
+    assert np.isfinite(losses(tmp_path / "run")).all()
