@@ -61,12 +61,13 @@ type Values = dict[int, dict[tuple[str, str, str], float]]
 """Seed -> (patient, case, class) -> value; where no patient is known each case is one."""
 
 
-def case_values(study: str, job: str, label: str, metric: str) -> Values:
-    """From the CSV of a job; empty and undefined values are left out."""
+def case_values(study: str, job: str, label: str, metric: str, domain: str | None = None) -> Values:
+    """From the CSV of a job, of one domain or all; empty and undefined values are left out."""
     found: Values = {}
     with (RESULTS / study / f"{job}.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["scores"] == label and row[metric] not in ("", "nan"):
+            here = row["scores"] == label and domain in (None, row["domain"])
+            if here and row[metric] not in ("", "nan"):
                 key = (row.get("patient") or row["case"], row["case"], row["class"])
                 found.setdefault(int(row["seed"]), {})[key] = float(row[metric])
     return found

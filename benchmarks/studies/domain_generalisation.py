@@ -10,7 +10,7 @@ runs on source sites. A record's scores are those of all sites pooled, each pred
 
 import numpy as np
 
-from studies import Job, Records, difference
+from studies import Job, Records, case_values, difference, interval
 
 PAGE = "docs/benchmarks/domain-generalisation.md"
 SCORES = (("last", "unseen/last"), ("best", "unseen/best"))
@@ -74,9 +74,10 @@ JOBS = (
 
 
 def table(records: Records) -> str:
-    """A table a data set: mean Dice on the held-out sites with the last weights, differences to the plain network."""
+    """A table a data set: mean Dice on the held-out sites with the last weights, differences to the plain network;
+    below it every site by itself."""
     groups = (group for group in DOMAINS if any(name.startswith(group) for name, seeds in records.items() if seeds))
-    return "\n\n".join(_table(records, group) for group in groups)
+    return "\n\n".join(f"{_table(records, group)}\n\n{_sites(records, group)}" for group in groups)
 
 
 def _table(records: Records, group: str) -> str:
@@ -103,6 +104,21 @@ def _table(records: Records, group: str) -> str:
         cells = [words, *map(_spread, dice.T), _spread(dice.mean(1)), _spread(seen), _gap(group, name), hd95]
         lines.append(f"| {' | '.join([*cells, str(len(seeds))])} |")
     return "\n".join(lines)
+
+
+def _sites(records: Records, group: str) -> str:
+    """A line a site and method, folded away: intervals over patients of the mean over seeds."""
+    title = f'<details markdown="1"><summary>{TITLES.get(group, group)}, site by site</summary>'
+    lines = ["| trained without | method | Dice (95 % interval) | HD95 | ASSD | seeds |", "|---" * 6 + "|"]
+    for site in DOMAINS[group]:
+        for name, words in METHODS.items():
+            if not (seeds := records.get(job := f"{group}_{name}")):
+                continue
+            mean, _, low, high = interval(case_values("domain_generalisation", job, "last", "dice", site))
+            means = [record["last"]["domains"][site] for record in seeds.values()]
+            distances = " | ".join(f"{np.mean([m[name] for m in means]):.1f} px" for name in ("hd95", "assd"))
+            lines.append(f"| {site} | {words} | {mean:.3f} ({low:.3f} to {high:.3f}) | {distances} | {len(seeds)} |")
+    return "\n".join((title, "", *lines, "", "</details>"))
 
 
 def _spread(values: np.ndarray) -> str:
