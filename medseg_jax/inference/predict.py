@@ -19,6 +19,7 @@ a volume of all probabilities is held only if it is asked for, and then in a tem
 import math
 import re
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -410,7 +411,8 @@ class Display:
     """
 
     def __init__(self, cases: int, shown: bool):
-        console = Console(stderr=True, quiet=not shown)
+        terminal = sys.stderr.isatty()  # not so in a notebook, which gets plain lines
+        console = Console(stderr=True, quiet=not shown, force_terminal=terminal, force_jupyter=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
         self._cases = self._bars.add_task("cases", total=cases)
@@ -422,7 +424,8 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if not self._bars.disable:  # else it would end with an empty line
+            self._bars.stop()
 
     def say(self, text: str) -> None:
         """One line on the case at hand."""
@@ -434,13 +437,13 @@ class Display:
         self, id: str, image: np.ndarray, geometry: Geometry, runs: Sequence[Run], settings: Settings
     ) -> None:
         """Tells how much memory a case will take, if it is more than any before it took."""
-        bound = case_bound(image, geometry, runs, settings)
+        bound = math.ceil(case_bound(image, geometry, runs, settings) / 2**20)  # MiB
         if bound > self._largest:
             self._largest = bound
             size, several = _by(image.shape[:-1]), len(runs) * len(tta.scales(settings.tta))
             views = " and ".join(sorted({str(len(tta.views(settings.tta, run.plan.dim))) for run in runs}))
             work = f", {several} predictions of {views} views each" if settings.tta or several > 1 else ""
-            self.say(f"{id}: {size}{work}; takes at most {math.ceil(bound / 2**20)} MiB of host memory")
+            self.say(f"{id}: {size}{work}; takes at most {bound} MiB of host memory")
 
     def rows(self, done: int, total: int) -> None:
         """Progress within the case."""

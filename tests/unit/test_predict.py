@@ -29,7 +29,7 @@ from medseg_jax.data.geometry import resample, spacing_canonical, to_canonical
 from medseg_jax.inference import uncertainty
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.ensemble import resample_slabs
-from medseg_jax.inference.predict import CasesFailed, Settings, predict, segment
+from medseg_jax.inference.predict import CasesFailed, Display, Settings, predict, segment
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.types import Geometry, Labels
 
@@ -520,6 +520,14 @@ def opened(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "open_run", open_run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
+
+
+def test_a_notebook_gets_plain_lines(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does, whose stderr is no terminal
+    with Display(2, shown=True) as display:
+        display.say("case_1")
+        display.next_case()
+    assert capsys.readouterr().err == "[1/2] case_1\n"
 
 
 def test_command_line(tmp_path, opened, capsys):

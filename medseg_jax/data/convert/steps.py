@@ -1,5 +1,6 @@
 """The conversion from top to bottom, and what it tells the user on the way."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -31,7 +32,10 @@ def run(src: Path, dst: Path, options: Options) -> Dataset:
 
 
 def _convert(src: Path, dst: Path, options: Options) -> Dataset:
-    console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
+    terminal = sys.stdout.isatty()  # not so in a notebook, which gets plain lines
+    console = Console(
+        quiet=options.quiet, highlight=False, soft_wrap=True, force_terminal=terminal, force_jupyter=False
+    )
 
     layout = recognise(src, options)
     if options.reference and layout.reference is None:
