@@ -14,7 +14,7 @@ SIZE = (24, 32)
 
 
 def convert(src, dst, **options) -> Dataset:
-    return package.convert(src, dst, quiet=True, **options)
+    return package.convert(src, dst, **{"quiet": True, **options})
 
 
 def photo(seed: int = 0, size=SIZE) -> np.ndarray:

@@ -171,8 +171,12 @@ def test_patterns_for_domain_and_patient(src, dst):
         (("case_01", "case_02"), {""}),
     ],
 )
-def test_patients_are_told_from_names(src, dst, names, patients):
-    dataset = convert(pairs(src, names=names), dst)
+def test_patients_are_told_from_names(src, dst, capsys, monkeypatch, names, patients):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook, which gets plain lines all the same
+    dataset = convert(pairs(src, names=names), dst, quiet=False)
+    said = capsys.readouterr().out
+    assert ("patients: every case counts as one" in said) == (set(patients) == {""})
+    assert "\x1b" not in said
     assert {case.patient for case in dataset.cases} == set(patients)
     splits = {}
     for case in dataset.cases:

@@ -43,7 +43,7 @@ def assign(src: Path, layout: Layout, options: Options) -> tuple[list[Found], No
     found = _name(_choose_domains(found, options), keep=described)
     if options.patient_from or not described:
         found, text = _assign_patients(src, found, options)
-        notes += [("patients", text)] if text else []
+        notes.append(("patients", text))
     found, text = _assign_splits(src, found, options)
     notes.append(("split", text))
     if options.test_domain is not None:
@@ -110,7 +110,7 @@ def _assign_patients(src: Path, cases: list[Found], options: Options) -> tuple[l
                 cases[i] = replace(cases[i], patient=name)
         if members:
             said.append(f"{sum(map(len, members.values()))} cases of {len(members)} patients by {what}")
-    return cases, "; ".join(said)
+    return cases, "; ".join(said) or "every case counts as one; if some belong together, --patient-from tells"
 
 
 def _is_series(what: str, name: str, cases: list[Found]) -> bool:
