@@ -55,6 +55,10 @@ class UserError(Exception):
                 lines.append(f"  {'try' if name == 'remedy' else name}: {value}")
         return "\n".join(lines)
 
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show: the message without a traceback, as the command line does."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from medseg_jax.cli import VERBS, main
+from medseg_jax.types import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,11 @@ def test_a_user_error_is_explained_without_a_traceback(capsys, tmp_path):
     assert "No such config" in err
     assert "nothing.py" in err
     assert "Traceback" not in err
+
+
+def test_a_user_error_is_explained_without_a_traceback_in_notebooks():
+    error = UserError("Something is wrong", file="a.png", remedy="mend it")
+    assert error._render_traceback_() == ["UserError: Something is wrong\n  file: a.png\n  try: mend it"]
 
 
 def test_info_json(capsys):
