@@ -160,6 +160,6 @@ def case_picture(dataset: Dataset, case: Case, size: int) -> tuple[np.ndarray, s
     flat, masks, index = view(image, label, dataset.labels, volume)
     flat, masks = scale(flat, masks, spacing, size)
     colors = [*class_colors(len(dataset.labels.names)), *([IGNORE_COLOR] if dataset.labels.ignore is not None else [])]
-    place = f"slice {index} of {image.shape[0]}" if volume else f"{image.shape[1]} x {image.shape[2]}"
+    place = f"slice {index + 1} of {image.shape[0]}" if volume else f"{image.shape[1]} x {image.shape[2]}"
     notes = [case.split, case.domain, "" if label is not None else "no label", place]
     return overlay(flat, masks, colors, width=2 if size > 300 else 1), f"{case.id}\n{', '.join(filter(None, notes))}"

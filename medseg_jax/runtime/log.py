@@ -138,6 +138,8 @@ def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from medseg_jax.data.preview import class_colors
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, dice_axes = figure.subplots(1, 2, sharex=True)
@@ -152,9 +154,11 @@ def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
     loss_axes.set(xlabel="step", ylabel="loss", title="Training loss")
     val = [e for e in entries if e["kind"] == "val"]
     names = [k for k in dict.fromkeys(k for e in val for k in e) if k == "dice" or k.startswith("dice/")]
+    colors = iter(class_colors(len(names)) / 255)  # those of the outlines in previews and of the report
     for name in names:
         steps, scores = [offsets[e["stage"]] + e["step"] for e in val], [e.get(name) for e in val]
-        style = {"lw": 2.0, "color": "black", "label": "mean"} if name == "dice" else {"lw": 1.0, "label": name[5:]}
+        mean = {"lw": 2.0, "color": "black", "label": "mean"}
+        style = mean if name == "dice" else {"lw": 1.0, "color": next(colors), "label": name[5:]}
         dice_axes.plot(steps, scores, marker=".", **style)
     dice_axes.set(xlabel="step", ylabel="Dice", title="Validation Dice", ylim=(0, 1))
     if names:

@@ -299,6 +299,7 @@ def final_scores(out: Path, dataset: Dataset) -> None:
     overlapping = not dataset.labels.exclusive
     for checkpoint in CHECKPOINTS:
         run, folder = open_run(out, checkpoint), folders[checkpoint]
+        say(f"predicting the validation cases with the {checkpoint} weights")
         predict(
             run, dataset, folder, split="val", postprocessing="none", overwrite=True, save_probabilities=overlapping
         )

@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from medseg_jax.data.preview import class_colors
 from medseg_jax.runtime import log as logs
 from medseg_jax.runtime.log import Log
 from medseg_jax.types import UserError
@@ -58,6 +59,14 @@ def test_progress_picture_is_drawn(tmp_path):
     with Image.open(tmp_path / "progress.png") as picture:
         assert picture.size[0] > 500
     assert [p.name for p in tmp_path.glob(".*.png")] == []
+
+
+def test_a_class_has_the_colour_of_its_outlines(tmp_path):
+    entries = [{"kind": "val", "stage": "train", "step": s, "dice": 0.9, "dice/organ": 0.5} for s in (1, 2)]
+    logs.draw_progress(tmp_path / "progress.png", entries)
+    with Image.open(tmp_path / "progress.png") as picture:
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert tuple(class_colors(1)[0]) in colors
 
 
 def test_tensorboard_gets_every_number(tmp_path):
