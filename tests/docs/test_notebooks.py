@@ -64,4 +64,7 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert "Dice" in "".join(output.get("text", "") for output in outputs)
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "Dice" in text
+    assert "\x1b" not in text  # no terminal's colours and bars
+    assert not any("text/html" in output.get("data", {}) for output in outputs)  # and no box around every line
