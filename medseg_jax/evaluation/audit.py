@@ -37,8 +37,8 @@ from medseg_jax.data import io, preview
 from medseg_jax.data.cache import Cache, build_cache, preprocess, restore
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.label_noise import clean_label
+from medseg_jax.data.pipeline import with_neighbours
 from medseg_jax.data.plan import Plan
-from medseg_jax.data.views import class_view, hold_out_view, labelled_view
 from medseg_jax.evaluation import html
 from medseg_jax.evaluation.metrics.calibration import reliability
 from medseg_jax.evaluation.metrics.pr import average_precision
@@ -48,7 +48,7 @@ from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_fli
 from medseg_jax.methods.objective import Task
 from medseg_jax.paths import write
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
-from medseg_jax.runtime.run import WEIGHTS, open_run, stage_folder
+from medseg_jax.runtime.run import WEIGHTS, open_run, seen_by, stage_folder
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 E_STEPS = 10  # with the final network
@@ -235,9 +235,8 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
             expected="the folder of medseg train, its last stage begun",
         )
     record = json.loads((run / "run.json").read_text())
-    if config.hold_out is not None:
-        dataset = hold_out_view(dataset, config.hold_out, oracle=config.oracle)
-    if record["dataset"]["fingerprint"] != dataset.fingerprint():
+    whole, dataset = seen_by(config, dataset)
+    if record["dataset"]["fingerprint"] != whole.fingerprint():
         raise UserError(
             "The run was trained on other files",
             file=dataset.root,
@@ -246,16 +245,13 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
             remedy="audit the data set as it was, or train again on the mended one",
         )
     plan = opened.plan
-    cache = build_cache(dataset, plan, config.cache)
-    dataset = dataset if config.labelled is None else labelled_view(dataset, config.labelled)
-    dataset = class_view(dataset, config.classes)
-    ids = set(record["cases"]["train"])
-    cases = tuple(case for case in dataset.cases if case.id in ids and case.label is not None)
+    cache = build_cache(whole, plan, config.cache)
+    cases = dataset.subset("train")
     spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
     task = Task(
         plan,
         dataset.labels,
-        len(dataset.channels),
+        plan.channels_seen,
         len(dataset.cases),
         extent=cache.extent([case.id for case in cases]),
         sample_size=stage.augment.sample_size(plan.patch_size, spacing),
@@ -278,7 +274,8 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     labels, dataset = posteriors.dataset.labels, posteriors.dataset
     cached = posteriors.cache.case(case.id)
     given, plan = np.asarray(cached.label), posteriors.plan
-    p = predict_volume(posteriors.predict, cached.image, plan.patch_size, labels.channels, batch_size=plan.batch_size)
+    seen = with_neighbours(np.asarray(cached.image), plan.neighbours)
+    p = predict_volume(posteriors.predict, seen, plan.patch_size, labels.channels, batch_size=plan.batch_size)
     p_label = _of_label(p, labels.table[given], labels)  # [d, h, w, f]
     flip = posteriors.flip(case, p, given)
     doubt = posteriors.wrong(flip, p_label)

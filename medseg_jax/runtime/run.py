@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from medseg_jax import config as configs
-from medseg_jax.data.dataset import read_description
+from medseg_jax.data.dataset import Dataset, read_description
 from medseg_jax.data.plan import Plan
+from medseg_jax.data.views import class_view, fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, Tree
 from medseg_jax.paths import safe_name
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree, verify_manifest
@@ -79,6 +80,16 @@ def described(path: Path, config: configs.Config) -> tuple[tuple[str, ...], Labe
     """(channels, classes) of a run."""
     channels, labels = read_description(path / "dataset.json")
     return channels, labels if config.classes is None else labels.only(config.classes)
+
+
+def seen_by(config: configs.Config, dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """A data set without what a config holds out, and the config's view of it: fold, labelled cases, classes."""
+    whole = dataset
+    if config.hold_out is not None:
+        whole = hold_out_view(whole, config.hold_out, oracle=config.oracle)
+    view = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
+    view = view if config.labelled is None else labelled_view(view, config.labelled)
+    return whole, class_view(view, config.classes)
 
 
 def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> Run:

@@ -24,7 +24,6 @@ from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan
 from medseg_jax.data.planning import make_plan
 from medseg_jax.data.verify import check_dataset
-from medseg_jax.data.views import class_view, fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
 from medseg_jax.paths import write
@@ -33,6 +32,7 @@ from medseg_jax.runtime.checkpoint import file_sha256
 from medseg_jax.runtime.environment import describe
 from medseg_jax.runtime.guards import Stop, heed
 from medseg_jax.runtime.log import say
+from medseg_jax.runtime.run import seen_by
 from medseg_jax.training.optim import make_optimizer
 from medseg_jax.training.step import State, StepParts, init_state, make_step
 from medseg_jax.types import Batch, UserError
@@ -48,12 +48,7 @@ FREE_TO_CHANGE = (
 
 def open_data(config: Config) -> tuple[Dataset, Dataset]:
     """The data set without what the config holds out, and the config's view of it: fold, labelled cases, classes."""
-    whole = synthetic.open_data(config.data)
-    if config.hold_out is not None:
-        whole = hold_out_view(whole, config.hold_out, oracle=config.oracle)
-    view = whole if config.fold is None else fold_view(whole, config.fold, config.folds)
-    view = view if config.labelled is None else labelled_view(view, config.labelled)
-    return whole, class_view(view, config.classes)
+    return seen_by(config, synthetic.open_data(config.data))
 
 
 def open_plan(config: Config, dataset: Dataset, out: Path | None = None, budget: str | None = None) -> Plan:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -18,10 +19,12 @@ from medseg_jax import (
     cli,
     corrupt,
     export,
+    make_plan,
     train,
 )
 from medseg_jax.data import io
 from medseg_jax.data.synthetic import make_phantoms
+from medseg_jax.runtime.run import seen_by
 
 NET = UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
 
@@ -81,6 +84,20 @@ def test_it_sees_the_classes_and_the_sites_that_the_run_saw(trained, tmp_path):
     with pytest.raises(UserError, match="keeps no posterior") as error:
         audit(folder, tmp_path / "exported")
     assert error.value.found == "an exported run"
+
+
+def test_it_sees_neighbouring_slices_and_the_labels_that_the_fold_saw(tmp_path):
+    """2.5-D, and the first two training patients of a fold, who are others than those of the data set's own split."""
+    data = make_phantoms(tmp_path / "data", dim=3, cases=8, sites=1, size=20)
+    changes = {"neighbours": 1, "patch_size": (16, 16), "batch_size": 2, "reasons": {}}
+    replace(make_plan(data, dim=2), **changes).save(tmp_path / "plan.json")
+    stage = Stage(KMSNoise(NET, e_steps=2, begin=0), steps=2, augment=Augment.none())
+    options = {"plan": str(tmp_path / "plan.json"), "cache": str(tmp_path / "cache"), "validate_every": 2}
+    config = Config(data=str(data.root), stages=(stage,), fold=1, folds=2, labelled=1, **options)
+    run = train(config, tmp_path / "run", report=False)
+    _, view = seen_by(config, data)
+    with (audit(data, run).parent / "cases.csv").open() as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {case.id for case in view.subset("train")}
 
 
 def test_other_files_or_another_method_are_refused(trained, tmp_path):
