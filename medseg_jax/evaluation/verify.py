@@ -187,9 +187,10 @@ def _weights(run: Path) -> Iterator[Check]:
         "domain": jax.ShapeDtypeStruct((1,), np.int32),
     }
     batch |= {f"unlabelled{key}": value for key, value in {"": batch["image"], "_case": batch["case"]}.items()}
-    cases = sum(len(ids) for ids in _read(run / "run.json")["cases"].values())
+    side = (1, *size)[-3:]  # parameters do not depend on the cases, nor on how large these are
+    task = Task(plan, labels, plan.channels_seen, cases=1, extent=(side, side), sample_size=size)
     for index, stage in enumerate(config.stages):
-        objective = stage.objective.bind(Task(plan, labels, plan.channels_seen, cases))
+        objective = stage.objective.bind(task)
         expected, _ = jax.eval_shape(lambda b, o=objective: o.init(jax.random.key(0), b), batch)
         want = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
         for step in _steps(run):

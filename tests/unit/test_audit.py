@@ -24,6 +24,7 @@ from medseg_jax import (
 )
 from medseg_jax.data import io
 from medseg_jax.data.synthetic import make_phantoms
+from medseg_jax.evaluation.verify import verify
 from medseg_jax.runtime.run import seen_by
 
 NET = UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
@@ -65,6 +66,13 @@ def test_audit_writes_a_page_a_table_and_maps(trained, capsys):
     page = (run / "audit" / "index.html").read_text()
     assert page.count("<img") == len(cases)
     assert "<script src" not in page
+
+
+def test_a_run_that_keeps_posteriors_can_be_verified(trained):
+    _, run = trained
+    checks = verify(run)
+    assert {c.state for c in checks if c.name != "scores"} == {"ok"}, [c for c in checks if c.state != "ok"]
+    assert any(c.name == "weights" for c in checks)
 
 
 def test_it_sees_the_classes_and_the_sites_that_the_run_saw(trained, tmp_path):
