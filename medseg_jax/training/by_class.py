@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg_jax.config import Config
-from medseg_jax.data import io, synthetic
+from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.plan import Plan
 from medseg_jax.data.views import class_view
@@ -56,17 +56,17 @@ def train_by_class(
     """
     import jax
 
-    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.prepare import open_data, refuse_other_config
     from medseg_jax.training.train import train
 
-    out, whole = Path(out), synthetic.open_data(config.data)
+    out, (whole, dataset) = Path(out), open_data(config)
     if (out / "run.json").exists():
         raise UserError(
             "This folder holds one run of all classes",
             file=out,
             remedy="choose another --out, or leave --class out to go on with it",
         )
-    labels = class_view(whole, config.classes).labels
+    labels = dataset.labels
     names = labels.names
     replace(labels, exclusive=False).storable(whole.root / "dataset.json")  # as one they are predicted side by side
     class_view(whole, names if name is None else (name,))
@@ -129,8 +129,9 @@ def summarise(config: Config, out: Path) -> None:
     from medseg_jax.evaluation.report import report
     from medseg_jax.inference.predict import predict
     from medseg_jax.runtime.run import open_by_class
+    from medseg_jax.training.prepare import open_data
 
-    dataset = class_view(synthetic.open_data(config.data), config.classes)
+    _, dataset = open_data(config)
     dataset = replace(dataset, labels=replace(dataset.labels, exclusive=False))
     if not dataset.subset("val", labelled=True):
         say("no validation cases: no thresholds and no scores (give some a split of val in dataset.json)")

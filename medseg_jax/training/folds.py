@@ -20,9 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg_jax.config import Config
-from medseg_jax.data import synthetic
 from medseg_jax.data.dataset import Dataset
-from medseg_jax.data.views import class_view, fold_view
+from medseg_jax.data.views import fold_view
 from medseg_jax.paths import write
 from medseg_jax.runtime.log import say
 from medseg_jax.runtime.run import fold_folder
@@ -48,7 +47,7 @@ def train_folds(
     Raises:
         UserError, Interrupted: as `train`.
     """
-    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.prepare import open_data, refuse_other_config
     from medseg_jax.training.train import train
 
     out = Path(out)
@@ -61,7 +60,7 @@ def train_folds(
     for k in range(config.folds) if fold is None else [fold]:
         folder, one = fold_folder(out, k), replace(config, fold=k)
         if finished(folder) and not fresh:
-            refuse_other_config(one, folder, synthetic.open_data(config.data))
+            refuse_other_config(one, folder, open_data(one)[0])
             say(f"fold {k}: finished already")
             continue
         say(f"fold {k} of {config.folds}: {folder}")
@@ -81,10 +80,11 @@ def summarise(config: Config, out: Path) -> None:
     import jax
 
     from medseg_jax.training.postprocess import choose_and_score
+    from medseg_jax.training.prepare import open_data
 
     if jax.process_index() != 0:
         return
-    dataset = class_view(synthetic.open_data(config.data), config.classes)
+    _, dataset = open_data(replace(config, labelled=None))  # in the folds, only training cases lose their labels
     folders = {checkpoint: out / "cross_validation" / checkpoint for checkpoint in CHECKPOINTS}
     for checkpoint, target in folders.items():
         places = [fold_folder(out, k) / "validation" / checkpoint for k in range(config.folds)]

@@ -1,6 +1,7 @@
 """A network for each class by one command: views, thresholds, merged maps, and the whole way once."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from medseg_jax.inference.merge import one_map
 from medseg_jax.inference.predict import common_thresholds
 from medseg_jax.runtime.run import open_run, open_runs
 from medseg_jax.training.by_class import _remember, best_threshold
+from medseg_jax.training.prepare import open_data
 
 LESIONS = Labels.overlapping("MA", "HE", "EX", "SE", "OD")
 
@@ -180,6 +182,23 @@ def test_it_goes_on_where_it_stopped_and_refuses_what_does_not_belong(trained, c
         train_by_class(config, out.parent / "other", "spleen")
     with pytest.raises(UserError, match="No such class"):
         class_view(data, ["spleen"])
+
+
+def test_thresholds_are_chosen_without_a_domain_that_is_held_out(trained, tmp_path):
+    data, config, _ = trained
+    validating = [c.id for c in data.subset("val")]
+    sites = json.loads((data.root / "dataset.json").read_text())
+    for id in validating[:1]:
+        sites["medseg"]["cases"][id]["domain"] = "elsewhere"
+    folder = shutil.copytree(data.root, tmp_path / "data")
+    (folder / "dataset.json").write_text(json.dumps(sites))
+    stage = replace(config.stages[0], steps=2)
+    own = replace(config, data=str(folder), stages=(stage,), classes=("organ",), hold_out="elsewhere")
+    out = train_by_class(own, tmp_path / "run")
+    train_by_class(own, out, report=False)  # the same data set as before
+    scored = {p.stem for p in (out / "validation" / "last").glob("phantom*.png")}
+    assert scored == {c.id for c in open_data(own)[1].subset("val")}
+    assert not scored & set(validating[:1])
 
 
 def test_one_network_for_some_classes(trained, tmp_path):

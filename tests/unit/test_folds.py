@@ -132,6 +132,16 @@ def test_started_again_it_repeats_nothing_and_refuses_another_config(crossed, ph
         train_folds(same, out / "fold_0")
 
 
+def test_folds_without_a_domain_are_summed_up_without_it(phantoms, tmp_path):
+    same = config(phantoms.root, tmp_path / "cache")
+    same = replace(same, stages=(replace(same.stages[0], steps=2),), hold_out="site0", labelled=1)
+    out = train_folds(same, tmp_path / "cv")
+    train_folds(same, out)
+    summary = json.loads((out / "cross_validation" / "last" / "summary.json").read_text())
+    others = [c for c in phantoms.cases if c.domain == "site1" and c.split != "test"]
+    assert summary["cases"] == len(others)
+
+
 def test_a_fold_must_be_a_number_or_all(capsys):
     assert main(["train", "phantoms2d", "--fold", "first"]) == 2
     assert main(["train", "--help"]) == 0
