@@ -113,11 +113,12 @@ def state_shardings(state: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows -> global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
-    rows = len(batch["image"]) * jax.process_count()
-    if rows % rows_at_once(mesh):
+    rows = {name: len(value) * jax.process_count() for name, value in batch.items()}
+    if uneven := [f"{count} rows of {name}" for name, count in rows.items() if count % rows_at_once(mesh)]:
         raise UserError(
             "The batch does not divide over the devices",
-            found=f"{rows} rows",
+            found=", ".join(uneven),
             expected=f"a multiple of {rows_at_once(mesh)}",
+            remedy="change batch_size in plan.json, or the stage's mix",
         )
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}

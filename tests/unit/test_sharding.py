@@ -42,6 +42,13 @@ from medseg_jax.data.augment import Augment, augment
 from medseg_jax.runtime.sharding import within
 from medseg_jax.types import UserError
 
+try:
+    put_batch({"image": np.zeros((8, 2, 2, 1)), "unlabelled": np.zeros((2, 2, 2, 1))}, make_mesh())
+except UserError as error:
+    assert error.found == "2 rows of unlabelled"
+else:
+    raise AssertionError("two rows for four devices")
+
 mesh = make_mesh(spatial=2)
 batch = put_batch({"image": np.zeros((2, 4, 8, 1), "f4"), "label": np.zeros((2, 4, 8), "i4")}, mesh)
 out = jax.jit(within(mesh, lambda b: augment(jax.random.key(0), b, Augment.none(), (4, 8))))(batch)
