@@ -18,7 +18,7 @@ from jaxtyping import Array
 from medseg_jax.config import Stage
 from medseg_jax.data.augment import augment, number_voxels
 from medseg_jax.methods.objective import Objective, Tree
-from medseg_jax.types import Batch
+from medseg_jax.types import Batch, UserError
 
 type State = dict[str, Any]
 
@@ -98,6 +98,13 @@ def _gradients(objective: Objective, state: State, frozen: Tree, batch: Batch, k
     if parts == 1:
         (loss, (aux, metrics)), grads = value_and_grad(state["params"], state["aux"], frozen, batch, key)
         return loss, aux, metrics, grads
+    if uneven := [f"{len(value)} rows of {name}" for name, value in batch.items() if len(value) % parts]:
+        raise UserError(
+            "The batch cannot be taken in so many equal parts",
+            found=", ".join(uneven),
+            expected=f"a multiple of accumulate = {parts}",
+            remedy="change the stage's optim.accumulate, its mix, or batch_size in plan.json",
+        )
     micro = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch
     )  # [parts, b / parts, ...]

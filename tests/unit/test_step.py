@@ -11,6 +11,7 @@ import pytest
 from medseg_jax import Augment, Optim, Stage
 from medseg_jax.methods.objective import Objective
 from medseg_jax.training.step import StepParts, init_state, make_step, prediction_weights
+from medseg_jax.types import UserError
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     np.testing.assert_allclose(split["params"]["w"], whole["params"]["w"], rtol=1e-6)
     assert split["aux"]["calls"] == 2
     assert metrics["loss"] == 4.0
+
+
+def test_parts_that_are_not_equal_are_refused():
+    p = parts(accumulate=3)
+    with pytest.raises(UserError, match="equal parts") as error:
+        make_step(p)(init_state(p, batch()), {}, batch())
+    assert "4 rows of image" in error.value.found
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
