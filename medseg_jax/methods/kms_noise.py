@@ -217,7 +217,10 @@ class KMSNoise(Objective):
         for name, value in zip(("m", "raw"), posterior, strict=True):
             rows[name] = self.store.put(rows[name], value, corner)
         cases = {name: self.store.write(aux["cases"][name], rows[name], unit) for name in rows}
-        return loss, ({"stats": stats, "cases": cases, "step": aux["step"] + 1, "agreement": agreement}, metrics)
+        return loss, ({**aux, "stats": stats, "cases": cases, "agreement": agreement}, metrics)
+
+    def after_update(self, params: Tree, aux: Tree, step: Array) -> Tree:
+        return {**aux, "step": aux["step"] + 1}
 
     def predict(self, params: Tree, aux: Tree, frozen: Tree, image: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         logits, _ = self.fn.apply(without_noise(params), aux["stats"], image, train=False)

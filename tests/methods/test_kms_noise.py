@@ -45,8 +45,8 @@ def batch(labels_map, case=(0, 1), start=(0, 0, 0)):
     return {"image": image, "label": labels_map, "case": np.int32(case), "start": starts}
 
 
-def parts(method, augmentation=None):
-    stage = Stage(method, augment=augmentation or Augment.none(), optim=Optim())
+def parts(method, augmentation=None, accumulate=1):
+    stage = Stage(method, augment=augmentation or Augment.none(), optim=Optim(accumulate=accumulate))
     return StepParts(method, optax.sgd(1e-2), stage, 0.0, (1.0, 1.0), (16, 16))
 
 
@@ -215,11 +215,13 @@ def test_a_step_moves_the_posteriors_of_the_batch_alone(labels):
     assert 0 < metrics["wrong"] < 1
 
 
-def test_before_the_warm_up_ends_it_is_cross_entropy():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_before_the_warm_up_ends_it_is_cross_entropy(accumulate):
+    """The warm-up is counted in steps, into however many parts their batches are divided."""
     labels = Labels.simple("a", "b")
     label = np.random.default_rng(0).integers(0, 3, (2, 16, 16)).astype(np.int32)
-    kms = parts(KMSNoise(NET, warmup=1, begin=0).bind(task(labels)))
-    plain = parts(Robust(NET, loss_name="ce").bind(task(labels)))
+    kms = parts(KMSNoise(NET, warmup=1, begin=0).bind(task(labels)), accumulate=accumulate)
+    plain = parts(Robust(NET, loss_name="ce").bind(task(labels)), accumulate=accumulate)
     given = batch(label)
     step = jax.jit(make_step(kms))
     first, metrics = step(init_state(kms, given), {}, given)
