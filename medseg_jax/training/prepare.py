@@ -48,6 +48,13 @@ FREE_TO_CHANGE = (
 
 def open_data(config: Config) -> tuple[Dataset, Dataset]:
     """The data set without what the config holds out, and the config's view of it: fold, labelled cases, classes."""
+    names = [stage.name for stage in config.stages]
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            "Every stage needs a name of its own, by which the log tells them apart",
+            found=", ".join(names) or "no stage",
+            remedy='Stage(..., name="first")',
+        )
     return seen_by(config, synthetic.open_data(config.data))
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from medseg_jax import Augment, Config, Group, Mix, Optim, Stage, Supervised, UNet
 from medseg_jax.config import differences, from_json, load, override, to_json
+from medseg_jax.training.prepare import open_data
 from medseg_jax.types import UserError
 
 CONFIG = Config(
@@ -73,3 +74,11 @@ def test_load_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError) as error:
         load(tmp_path / "unet_hart.py")
     assert "unet_heart.py" in str(error.value)
+
+
+def test_stages_of_one_name_are_refused(phantoms):
+    """By its name the log tells a stage from the others."""
+    config = Config(data=str(phantoms.root), stages=(Stage(), Stage()))
+    with pytest.raises(UserError, match="a name of its own") as error:
+        open_data(config)
+    assert error.value.found == "train, train"
