@@ -44,7 +44,7 @@ from medseg_jax.evaluation.metrics.cldice import cldice
 from medseg_jax.evaluation.metrics.detection import IOU, match_lesions
 from medseg_jax.evaluation.metrics.overlap import overlap, relative_volume_error, volume
 from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
-from medseg_jax.evaluation.pairs import Pair, compare_classes, discover_labels, find_pairs, some
+from medseg_jax.evaluation.pairs import Pair, compare_classes, discover_labels, find_pairs, only_learned, some
 from medseg_jax.paths import replacing
 from medseg_jax.types import Labels, UserError
 
@@ -130,7 +130,7 @@ def evaluate(
         out: folder to write to; made if needed. It may be `pred`.
         nsd_tolerance: distance within which surfaces agree, in mm (px for pictures).
         labels: the classes; by default those of the dataset.json of `ref`, of the folder above it, or of `pred`, else
-            every value that the references hold.
+            every value that the references hold; but for those that the predicting run never learned.
         split: cases of a data set to score; by default the splits that the predictions belong to.
         missing: what to do where a reference has no prediction: "error"; "worst" scores it as empty; "skip" scores the
             predicted cases alone, and says so.
@@ -157,12 +157,13 @@ def evaluate(
     ref = ref.root if isinstance(ref, Dataset) else Path(ref)
     found = find_pairs(Path(pred).absolute(), ref.absolute(), split, missing, view)
     notes = list(found.notes)
-    labels = labels or found.labels
+    given, labels = labels, labels or found.labels
     if labels is None:
         labels = discover_labels(found.pairs)
         values = ", ".join(str(vs[0]) for vs in labels.values)
         notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
     compare_classes(Path(pred).absolute(), labels, notes)
+    labels = given or only_learned(Path(pred).absolute(), labels, notes)
     if not 0 < lesion_iou <= 1:
         raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
     if not 0 <= nsd_tolerance < math.inf:

@@ -1,5 +1,6 @@
 """Which prediction belongs to which reference, and what the classes are."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,3 +211,17 @@ def compare_classes(pred: Path, labels: Labels, notes: list[str]) -> None:
             f"The predictions name their classes {', '.join(mine.names)}, the references {', '.join(labels.names)}: "
             "values were compared as they are."
         )
+
+
+def only_learned(pred: Path, labels: Labels, notes: list[str]) -> Labels:
+    """The labels without classes that the predicting run never learned (`classes` in its config); notes which."""
+    file = (pred if pred.is_dir() else pred.parent) / "predict.json"
+    try:
+        learned = json.loads(file.read_text(encoding="utf-8"))["classes"]
+    except (OSError, ValueError, KeyError, TypeError):  # predictions of another program, or of an older version
+        return labels
+    if not set(learned) < set(labels.names):
+        return labels
+    absent = [name for name in labels.names if name not in learned]
+    notes.append(f"Not scored, since the run that predicted learned nothing of them: {', '.join(absent)}.")
+    return labels.only(learned)

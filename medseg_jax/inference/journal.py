@@ -79,6 +79,7 @@ class Journal:
             "run": [str(run.path) for run in runs] if len(runs) > 1 else str(runs[0].path),
             "checkpoint": runs[0].checkpoint,
             "step": [run.step for run in runs] if len(runs) > 1 else runs[0].step,
+            "classes": list(runs[0].labels.names),
         }
         earlier = _read_journal(folder / "predict.json")
         if earlier is None and not overwrite and (found := io.list_files(folder)):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medseg_jax import Augment, Config, DRLesions, Labels, Optim, Stage, UNet, UserError, predict, train, train_by_class
+from medseg_jax.cli import main
 from medseg_jax.data import io
 from medseg_jax.data.synthetic import make_phantoms
 from medseg_jax.data.views import class_view
@@ -202,7 +203,7 @@ def test_thresholds_are_chosen_without_a_domain_that_is_held_out(trained, tmp_pa
 
 
 def test_one_network_for_some_classes(trained, tmp_path):
-    _data, config, _ = trained
+    data, config, _ = trained
     net = config.stages[0].objective.net
     with pytest.raises(UserError, match="may overlap"):
         train(replace(config, classes=("vessel", "organ")), tmp_path / "refused", report=False)
@@ -212,3 +213,9 @@ def test_one_network_for_some_classes(trained, tmp_path):
     out = train(replace(config, stages=(stage,), classes=("vessel", "organ"), validate_every=4), tmp_path / "both")
     summary = json.loads((out / "validation" / "last" / "summary.json").read_text())
     assert list(summary["classes"]) == ["vessel", "organ"]
+
+    predict(out, data, tmp_path / "predicted", split="test", progress=False)
+    assert main(["evaluate", str(tmp_path / "predicted"), str(data.root), "-o", str(tmp_path / "scores")]) == 0
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert list(summary["classes"]) == ["vessel", "organ"]
+    assert any("learned nothing of them: lesion" in note for note in summary["notes"])
