@@ -177,9 +177,16 @@ def _remove(path: Path) -> None:
 
 
 def restore_tree(folder: Path, like: Any = None) -> Any:
-    """The pytree saved in one step folder; as NumPy arrays if `like` is None, whatever devices it was saved from."""
+    """The pytree saved in one step folder; as NumPy arrays if `like` is None, whatever devices it was saved from.
+
+    Without `like` each process reads for itself, so that one of several may do so alone.
+    """
     place = folder.absolute() / "default"  # Orbax finds no metadata by a relative path
-    with warnings.catch_warnings(), ocp.StandardCheckpointer() as reader:
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(own, {own}, f"read-by-{own}")
+    together = ocp.options.MultiprocessingOptions()
+    reading = ocp.StandardCheckpointer(multiprocessing_options=alone if like is None else together)
+    with warnings.catch_warnings(), reading as reader:
         warnings.simplefilter("ignore")  # Orbax warns that a topology is not given, which is what we want here.
         if like is None:
             saved = reader.metadata(place).item_metadata.tree
