@@ -52,7 +52,11 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
         wait_for_all(f"swept {self.folder}")
-        self._writer = ocp.StandardCheckpointer()
+        # Barriers are named after the folder "default" that is written: two that are written at once need other names.
+        prefix = "-".join(self.folder.parts[-2:])
+        self._writer = ocp.StandardCheckpointer(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=prefix)
+        )
 
     def _sweep(self) -> None:
         """Removes drafts, steps without a manifest, manifests without a step, and steps that were found damaged."""

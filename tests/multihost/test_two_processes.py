@@ -23,6 +23,25 @@ from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES
 from medseg_jax.runtime.distributed import join
 print(join(), CUDA_VISIBLE_DEVICES.value)
 """
+# Two checkpoints are written at the same time; then the first process alone reads one, as it does for the final scores.
+TOGETHER_AND_ALONE = """
+import sys
+import jax, numpy as np
+from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
+from medseg_jax.runtime.distributed import join, wait_for_all
+from medseg_jax.runtime.sharding import make_mesh, replicated
+assert join()
+stores = [Checkpoints(sys.argv[1] + "/" + name) for name in ("best", "last")]
+state = jax.device_put({"w": np.ones((4, 256, 256), "f4")}, replicated(make_mesh()))
+for step in range(1, 6):
+    for store in stores:
+        store.save(step, state)
+for store in stores:
+    store.close()
+if jax.process_index() == 0:
+    assert (restore_tree(stores[0].folder / "5")["w"] == 1).all()
+wait_for_all("read")
+"""
 FSDP = 'fsdp=2, rules=(Rule("params|opt|ema", "fsdp"),), '
 
 
@@ -62,6 +81,21 @@ def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
     assert len(keys) == len(set(keys))  # every line once: process 1 wrote none
     assert json.loads((out / "run.json").read_text())["devices"]["processes"] == 2
     assert open_run(out, "last").step == STEPS  # one process predicts what several have trained
+
+
+def test_checkpoints_are_written_side_by_side_and_read_by_one_alone(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", TOGETHER_AND_ALONE, str(tmp_path)]
+    names = {**os.environ, "COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    processes = [subprocess.Popen(command, env={**names, "PROCESS_ID": str(i)}, **options) for i in range(2)]
+    try:
+        for process in processes:
+            finish(process, timeout=60)
+    finally:
+        end(processes)
 
 
 def test_when_process_0_dies_the_other_ends_with_a_message(config, tmp_path):
