@@ -66,7 +66,8 @@ def compare(
     """Compare two evaluations of the same cases.
 
     Args:
-        a, b: folders with summary.json and cases.csv (of `medseg evaluate`), or of runs (then validation/best).
+        a, b: folders with summary.json and cases.csv (of `medseg evaluate`), or of runs: then validation/best; of folds
+            cross_validation/best, of held-out domains unseen/last.
         out: folder for compare.json, compare.png and compare.html; made if needed. None: write nothing.
         common: compare the cases that both have, instead of refusing different sets.
         seed: of random signs and of the bootstrap.
@@ -178,9 +179,9 @@ def pair_scores(a: Path, b: Path, *, common: bool = False) -> Paired:
 
 def _evaluation(folder: str | Path) -> Path:
     folder = Path(folder)
-    for place in (folder, folder / "validation" / "best"):
-        if (place / "summary.json").is_file():
-            return place
+    for place in (".", "validation/best", "cross_validation/best", "unseen/last"):
+        if (folder / place / "summary.json").is_file():
+            return folder / place
     raise UserError(
         "There is no evaluation here",
         file=folder,

@@ -104,11 +104,13 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
     """
     path = Path(path).absolute()
     if not (path / "run.json").is_file():
+        inside = sorted(file.parent.name for file in path.glob("*/run.json"))  # of folds or held-out domains
         raise UserError(
             "This is no run of medseg train",
             file=path,
+            found=f"a folder of runs: {', '.join(inside)}" if inside else None,
             expected="a folder with run.json",
-            remedy="medseg train CONFIG --out RUN makes one",
+            remedy="name one of these runs" if inside else "medseg train CONFIG --out RUN makes one",
         )
     config: configs.Config = configs.from_json(json.loads((path / "run.json").read_text())["config"])
     plan = Plan.load(path / "plan.json")

@@ -15,9 +15,11 @@ from medseg_jax.data import io
 from medseg_jax.data.augment import Augment
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import hold_out_view
+from medseg_jax.evaluation.compare import compare
 from medseg_jax.evaluation.verify import verify
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.models.unet import UNet
+from medseg_jax.runtime.run import open_run
 from medseg_jax.training.hold_out import hold_out_folder, table, train_hold_out
 from medseg_jax.training.train import train
 from medseg_jax.types import Case, Labels, UserError
@@ -115,6 +117,13 @@ def test_the_pooled_scores_are_those_of_the_domains(held):
     text = (held / "hold_out.md").read_text()
     assert "oracle: not honest" in text
     assert f"{rows['site2']['last']['mean']['dice']:.3f}" in text
+
+
+def test_the_folder_of_all_is_compared_by_its_pooled_scores_and_is_no_run(held):
+    assert compare(held, held)["settings"]["a"] == str(held / "unseen" / "last")
+    with pytest.raises(UserError, match="no run") as error:
+        open_run(held)
+    assert "hold_out_site0, hold_out_site1, hold_out_site2, oracle_site1" in error.value.found
 
 
 def test_the_plan_is_made_without_the_target(held, phantoms):
