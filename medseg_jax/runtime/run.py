@@ -84,6 +84,12 @@ def described(path: Path, config: configs.Config) -> tuple[tuple[str, ...], Labe
 
 def seen_by(config: configs.Config, dataset: Dataset) -> tuple[Dataset, Dataset]:
     """A data set without what a config holds out, and the config's view of it: fold, labelled cases, classes."""
+    if config.oracle and config.fold is not None:
+        raise UserError(
+            "An oracle validates on the domain that is held out, and folds would train on it",
+            found=f"hold_out={config.hold_out!r}, oracle=True, fold={config.fold}",
+            remedy="leave out oracle or fold",
+        )
     whole = dataset
     if config.hold_out is not None:
         whole = hold_out_view(whole, config.hold_out, oracle=config.oracle)

@@ -126,6 +126,12 @@ def test_the_folder_of_all_is_compared_by_its_pooled_scores_and_is_no_run(held):
     assert "hold_out_site0, hold_out_site1, hold_out_site2, oracle_site1" in error.value.found
 
 
+def test_folds_of_an_oracle_would_train_on_the_target(phantoms, tmp_path):
+    asked = replace(config(phantoms.root, tmp_path / "cache"), hold_out="site1", oracle=True, fold=0)
+    with pytest.raises(UserError, match="oracle"):
+        train(asked, tmp_path / "run")
+
+
 def test_the_plan_is_made_without_the_target(held, phantoms):
     means = set()
     for name in ("site0", "site1", "site2"):
