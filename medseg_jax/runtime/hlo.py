@@ -198,6 +198,9 @@ class _Program:
     def _bytes(self, one: Instruction, operands: list[Instruction]) -> int:
         if one.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * _main(one.shapes)
+        if one.opcode in ("dynamic-slice-start", "slice-start"):  # ((operands), slice, context), mostly into VMEM
+            part = one.shapes[-2:-1]
+            return sum(s.bytes for s in part) * operands[0].shapes[0].main_memory + _main(part)
         if one.opcode in ("dynamic-update-slice", "scatter"):
             return 2 * _main(operands[1].shapes if len(operands) > 1 else one.shapes)
         if one.opcode.endswith("-start"):

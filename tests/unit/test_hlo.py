@@ -94,6 +94,21 @@ def test_a_slice_does_not_read_its_whole_operand():
     assert found.bytes < 1000
 
 
+def test_slices_that_a_tpu_fetches_ahead_are_read_once():
+    """Two halves of an array into VMEM: not twice the array and what the pair's type names beside it."""
+    text = """
+ENTRY %main (a: f32[8,128]) -> f32[4,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %s.0 = ((f32[8,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:4], [0:128]}
+  %s.1 = ((f32[8,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[4:8], [0:128]}
+  %d.0 = f32[4,128]{1,0:T(8,128)S(1)} slice-done(%s.0)
+  %d.1 = f32[4,128]{1,0:T(8,128)S(1)} slice-done(%s.1)
+  ROOT %y = f32[4,128]{1,0:T(8,128)} add(%d.0, %d.1)
+}
+"""  # noqa: E501
+    assert count(text).bytes == (8 + 4) * 128 * 4
+
+
 def test_gradients_are_summed_over_the_devices(on_four):
     """One all-reduce of the weights; in a ring of 4 each device sends 2 x 3/4 of them. Work is shared."""
     found = on_four["gradient"]
