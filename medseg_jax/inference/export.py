@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
+from medseg_jax.data.dataset_json import KEYS
 from medseg_jax.inference import postprocess
 from medseg_jax.inference.model_card import model_card
 from medseg_jax.methods.objective import Objective, Tree
@@ -43,6 +44,9 @@ BATCHES = (1, 8)
 FILES = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "safetensors": WEIGHTS}
 DIFFERENCES = "differences.json"
 """Form -> its file; and where the differences of all of them stand, for the card of a later export."""
+
+SAID = ("source", "licence", "license", "reference", "citation", "description", "release")
+"""Keys of dataset.json, beside those of the format, that are given out. Others may name cases or folders."""
 
 TOLERANCES = {"stablehlo": 1e-5, "safetensors": 1e-5, "onnx": 1e-4}
 """Largest difference between an exported model's probabilities and the run's. An ONNX runtime has convolutions of its
@@ -163,7 +167,7 @@ def public_record(run: Run) -> dict[str, str]:
     about.setdefault("scores", _scores(run.path))
     about["exported"] = {"checkpoint": run.checkpoint, "stage": run.stage, "step": run.step, "weights": _hash(run)}
     dataset = json.loads((run.path / "dataset.json").read_text(encoding="utf-8-sig"))
-    dataset.pop("dataset", None)
+    dataset = {name: value for name, value in dataset.items() if name in (*KEYS, *SAID) and name != "dataset"}
     if "medseg" in dataset:
         dataset["medseg"] = {name: value for name, value in dataset["medseg"].items() if name != "cases"}
     return {
