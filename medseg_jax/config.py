@@ -107,7 +107,8 @@ class Config:
         stages: the stages, in order.
         pretrained: weight file (.safetensors, .npz, .pth; `file.pth#model_ema` for one of several sets in it) that the
             first stage's networks start from.
-        plan: path of a plan.json; None = the data set's own, or one made now if it has none or labels are hidden.
+        plan: path of a plan.json; None = the data set's own, or one made now if it has none, labels are hidden or a
+            domain is held out.
         seed: of initialisation, data order, augmentation and dropout.
         workers: processes that read patches; 0 is enough, since augmentation runs on the device.
         ema: decay of an exponential moving average of the weights, which then predicts; 0 = off.

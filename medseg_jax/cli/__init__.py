@@ -15,7 +15,7 @@ from typing import NoReturn
 VERBS = {
     "info": "versions, configs, methods, models; --devices asks JAX what it runs on",
     "demo": "everything once on synthetic data: train, evaluate on an unseen site, predict, report",
-    "data": "convert, check, plan, preview: from a folder of images to a data set",
+    "data": "convert, sources, check, preview, plan, corrupt: from a folder of images to a data set",
     "check": "dry run of a config: shapes, parameters, memory, one batch",
     "preflight": "will it fit, and what will it cost, on a TPU or GPU that you do not have yet?",
     "train": "train a config or a data set folder; started again, it resumes",

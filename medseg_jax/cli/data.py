@@ -20,7 +20,7 @@ USAGE = """usage: medseg data VERB ...
   preview DATASET   a picture of some cases with the outlines of their labels
   corrupt SRC DST   a copy whose training labels are wrong on purpose, to see what a method makes of it
 
-medseg data VERB --help says more. The usual order is the one above, then medseg train DATASET --out RUN
+medseg data VERB --help says more. The usual order: convert, check, preview, plan, then medseg train DATASET --out RUN
 exit codes: 0 done, 1 problem (explained), 2 wrong usage"""
 
 

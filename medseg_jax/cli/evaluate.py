@@ -14,7 +14,8 @@ class Args:
 
     On request also lesions (connected components), clDice, and, from probabilities, average precision and calibration.
 
-    Writes DIR/summary.json (means, 95 % intervals, per class, per domain) and DIR/cases.csv (every case and class).
+    Writes DIR/summary.json (means, 95 % intervals, per class, per domain) and DIR/cases.csv (every case and class);
+    from probabilities also DIR/plots/calibration.png.
     A class empty in both masks scores 1; empty in one of them, 0, with the image's diagonal as its distance.
     """
 

@@ -22,8 +22,8 @@ def main(argv: list[str]) -> int:
     info = {
         "version": medseg_jax.__version__,
         "versions": environment.versions(),
-        "methods": _modules(package / "methods", leave_out={"objective"}),
-        "models": _modules(package / "models", leave_out={"network", "blocks"}),
+        "methods": _modules(package / "methods", leave_out={"objective", "teacher"}),
+        "models": _modules(package / "models", leave_out={"network", "blocks", "resnet"}),
         "configs": sorted(str(p.relative_to(package.parent)) for p in (package.parent / "configs").rglob("*.py")),
         "cache": str(cache_home()),
     }

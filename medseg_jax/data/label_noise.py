@@ -44,12 +44,17 @@ class LabelNoise:
     """What is done to the labels.
 
     Attributes:
-        style: see the module's docstring.
+        style: jsrt: masks are dilated, eroded, or turned and shifted; whu: objects are dropped and added, borders
+            moved; mrf: voxels flip by a smooth random field, as KMSNoise assumes.
         alpha: jsrt: share of the cases that are corrupted.
         beta: jsrt: share of the foreground that changes.
         angle: jsrt: largest rotation in degrees (the paper: 15 for lungs and heart, 2 for clavicles).
-        drop, add, border: whu: probability that an object goes, that one comes, that a border moves.
-        mu, s, rho: mrf: mean, standard deviation and correlation of the field.
+        drop: whu: probability that an object goes.
+        add: whu: probability that an object of another case comes.
+        border: whu: probability that the border of an object moves.
+        mu: mrf: mean of the field, whose sigmoid is the probability of a flip.
+        s: mrf: standard deviation of the field.
+        rho: mrf: correlation of neighbours.
         seed: of everything.
     """
 

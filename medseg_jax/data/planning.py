@@ -2,7 +2,7 @@
 
 The rules are nnU-Net's (Isensee et al., Nature Methods 2021, supplementary note 2): median spacing, patch from the
 median shape shrunk to a memory budget, pooling per axis until the bottleneck would be smaller than 4. Ours are the
-"cpu" budget, which picks a net that trains in about 20 minutes on two cores, and the working resolution of pictures,
+"cpu" budget, which picks a net that trains in about 15 minutes on two cores, and the working resolution of pictures,
 which have no millimetres: they are shrunk to the budget as long as the thinnest class stays 4 pixels wide.
 """
 

@@ -5,7 +5,7 @@ exudates (EX, SE), on fundus photographs cropped to the field of view, their con
 what they find into one image. Here
 
     crop and CLAHE           are the plan's (`Plan.crop_field`, `Plan.clahe`)
-    a network a lesion       `medseg train CONFIG --class all` (training/each_class.py)
+    a network a lesion       `medseg train CONFIG --class all` (training/by_class.py)
     one image of all         inference/merge.py
     one network for all      the same objective without `--class`: a sigmoid a lesion on shared features
 

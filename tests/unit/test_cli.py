@@ -62,6 +62,8 @@ def test_info_json(capsys):
     info = json.loads(capsys.readouterr().out)
     assert "supervised" in info["methods"]
     assert {"unet", "resenc"} <= set(info["models"])
+    assert not {"teacher", "objective"} & set(info["methods"])  # helpers are no methods
+    assert not {"resnet", "blocks"} & set(info["models"])
     assert "configs/unet_hippocampus.py" in info["configs"]
 
 

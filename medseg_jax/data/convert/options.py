@@ -55,7 +55,7 @@ class Options:
         unlabelled: an image without any mask file is an unlabelled case.
         domain_from: regular expression on the path of an image; its group (or the whole match) is the domain.
         domains: only these, separated by commas.
-        patient_from: likewise for the patient.
+        patient_from: regular expression on the path of an image; its group (or the whole match) is the patient.
         split: "every-5" (patients sorted, first of each five validates), "last-4" (the last four patients validate),
             "folders", or files: "train=a.list,val=b.list,test=c.list".
         test_domain: cases of this domain are the test set.

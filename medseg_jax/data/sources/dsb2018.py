@@ -7,7 +7,7 @@ from medseg_jax.data.sources.source import Source
 
 SOURCE = Source(
     name="dsb2018",
-    title="Data Science Bowl 2018: nuclei in fluorescence and histology (PTSAM, SuperCL)",
+    title="Data Science Bowl 2018: nuclei in fluorescence and histology",
     licence="CC0 1.0",
     citation="Caicedo et al., Nucleus Segmentation Across Imaging Experiments: The 2018 Data Science Bowl, Nature Methods 16, "
     "2019",

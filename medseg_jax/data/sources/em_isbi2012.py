@@ -27,7 +27,7 @@ def arrange(folder: Path, work: Path) -> Path:
 
 SOURCE = Source(
     name="em_isbi2012",
-    title="ISBI 2012: neuron membranes in electron microscopy, 30 slices (PTSAM)",
+    title="ISBI 2012: neuron membranes in electron microscopy, 30 slices",
     licence="free with citation",
     citation="Arganda-Carreras et al., Crowdsourcing the Creation of Image Segmentation Algorithms for Connectomics, Frontiers "
     "in Neuroanatomy 9, 2015",

@@ -5,7 +5,7 @@ from medseg_jax.data.sources.source import Source
 
 SOURCE = Source(
     name="foot_ulcers",
-    title="Foot ulcers of FUSeg 2021 and Medetec as two domains (ADZUS)",
+    title="Foot ulcers of FUSeg 2021 and Medetec as two domains",
     licence="research use; no licence file was found in the repository, so do not pass copies on",
     citation="Wang et al., FUSeg: The Foot Ulcer Segmentation Challenge, arXiv 2201.00414; Wang et al., Fully Automatic Wound "
     "Segmentation with Deep Convolutional Neural Networks, Scientific Reports 10, 2020",

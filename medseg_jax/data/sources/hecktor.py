@@ -22,7 +22,7 @@ def arrange(folder: Path, work: Path) -> Path:
 
 SOURCE = Source(
     name="hecktor",
-    title="HECKTOR 2022: head and neck, primary tumour and lymph nodes in CT and FDG-PET of seven centres (PEMMA)",
+    title="HECKTOR 2022: head and neck, primary tumour and lymph nodes in CT and FDG-PET of seven centres",
     licence="end user agreement: research use, no passing on",
     citation="Andrearczyk et al., Overview of the HECKTOR Challenge at MICCAI 2022, LNCS 13626, 2023; Oreiller et al., Head and "
     "Neck Tumor Segmentation in PET/CT: The HECKTOR Challenge, Medical Image Analysis 77, 2022",
@@ -35,7 +35,7 @@ hecktor2022_training/
 """,
     needs=("**/imagesTr/*__CT.nii.gz", "**/imagesTr/*__PT.nii.gz", "**/labelsTr/*.nii.gz"),
     split="Every fifth case of each centre validates (our rule; the test labels are withheld). Centres are domains: --domains "
-    "CHUS,CHUV,CHUM,CHUP and --domains MDA are PEMMA's stages.",
+    "CHUS,CHUV,CHUM,CHUP takes some of them.",
     options=Options(layout="cases", reference="CT", classes="GTVp=1,GTVn=2"),
     arrange=arrange,
 )

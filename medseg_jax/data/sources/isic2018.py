@@ -5,7 +5,7 @@ from medseg_jax.data.sources.source import Source
 
 SOURCE = Source(
     name="isic2018",
-    title="ISIC 2018 task 1: skin lesions in dermoscopy (Med-2D SegNet, SPE)",
+    title="ISIC 2018 task 1: skin lesions in dermoscopy (Med-2D SegNet)",
     licence="CC BY-NC 4.0",
     citation="Codella et al., Skin Lesion Analysis Toward Melanoma Detection 2018, arXiv 1902.03368; Tschandl et al., The "
     "HAM10000 Dataset, Scientific Data 5, 2018",

@@ -35,7 +35,7 @@ def read_raw(path: Path) -> np.ndarray:
 
 SOURCE = Source(
     name="jsrt",
-    title="JSRT/SCR: chest X-rays with lungs, heart and clavicles (KMS noise, SPE)",
+    title="JSRT/SCR: chest X-rays with lungs, heart and clavicles (KMS noise)",
     licence="research use",
     citation="Shiraishi et al., American Journal of Roentgenology 174, 2000; outlines: van Ginneken et al., Medical Image "
     "Analysis 10, 2006",

@@ -5,7 +5,7 @@ from medseg_jax.data.sources.source import Source
 
 SOURCE = Source(
     name="kvasir_seg",
-    title="Kvasir-SEG: colonoscopy images with polyps (Med-2D SegNet, PTSAM)",
+    title="Kvasir-SEG: colonoscopy images with polyps (Med-2D SegNet)",
     licence="research and educational use",
     citation="Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MultiMedia Modeling 2020",
     origin="https://datasets.simula.no/kvasir-seg/",

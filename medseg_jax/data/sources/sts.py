@@ -5,7 +5,7 @@ from medseg_jax.data.sources.source import Source
 
 SOURCE = Source(
     name="sts",
-    title="Soft-tissue sarcoma: CT and FDG-PET with the tumour (PEMMA)",
+    title="Soft-tissue sarcoma: CT and FDG-PET with the tumour",
     licence="CC BY 3.0",
     citation="Vallières et al., A Radiomics Model from Joint FDG-PET and MRI Texture Features for the Prediction of Lung "
     "Metastases in Soft-tissue Sarcomas, Physics in Medicine and Biology 60, 2015; doi 10.7937/K9/TCIA.2015.7GO2GSKS",
