@@ -1,4 +1,4 @@
-"""Mamba-Sea: optic cup and disc of four sites (DoFE release), the paper's settings (spec 3.2).
+"""Mamba-Sea: optic cup and disc of four sites (DoFE release), the paper's settings.
 
     medseg data convert --source fundus Fundus data/fundus
     medseg train configs/mamba_sea_fundus.py --hold-out all --out runs/mamba_sea_fundus \\

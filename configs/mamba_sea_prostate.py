@@ -1,4 +1,4 @@
-"""Mamba-Sea: the prostate in T2 MR of six sites (SAML release), the paper's settings (spec 3.2).
+"""Mamba-Sea: the prostate in T2 MR of six sites (SAML release), the paper's settings.
 
     medseg data convert --source prostate Prostate data/prostate
     medseg train configs/mamba_sea_prostate.py --hold-out all --out runs/mamba_sea_prostate \\

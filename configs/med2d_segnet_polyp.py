@@ -6,11 +6,11 @@
     medseg predict runs/med2d_polyp -i data/cvc_clinicdb -o predictions
     medseg evaluate predictions data/cvc_clinicdb -o scores
 
-The recipe is our choice, since the article's could not be read (spec: bayes_spe_med2d_dr C4): pictures of 352 x 352 in
-ImageNet's norm, Dice + cross-entropy, AdamW from 1e-3 by a cosine, clipped at 1, batches of 16, moving average; about
-200 passes through 800 pictures, half of them with some boxes blanked (coarse dropout; the mask stays). The article's
-95.78 % cannot be compared with the Dice that is printed here: its authors' later code scores a soft Dice pooled over
-batches, and the split is not known. For an accelerator; on two CPU cores see configs/small_networks. Not trained yet.
+The recipe is our choice, since the article's could not be read: pictures of 352 x 352 in ImageNet's norm, Dice +
+cross-entropy, AdamW from 1e-3 by a cosine, clipped at 1, batches of 16, moving average; about 200 passes through 800
+pictures, half of them with some boxes blanked (coarse dropout; the mask stays). The article's 95.78 % cannot be
+compared with the Dice that is printed here: its authors' later code scores a soft Dice pooled over batches, and the
+split is not known. For an accelerator; on two CPU cores see configs/small_networks. Not trained yet.
 """
 
 from medseg_jax import Augment, Config, Med2DSegNet, Optim, Stage, Supervised

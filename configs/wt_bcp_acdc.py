@@ -25,7 +25,7 @@ Compiled, not timed, for one TPU v5e chip (November 2026, the step that `medseg 
 channel), when stage 1 still took 16 slices and mixed them into 8, twice what it takes now, and turned them by any
 angle: that fits, with 0.9 GB of state and batch, 11.2 GB of temporaries and 0.3 GB of program, 12.5 of 17.2 GB. It does
 10.5 TFLOP and moves 95 GB a step, hence takes at least 0.12 s, bound by HBM. The compiler took 6 minutes on two shared
-CPU cores. The step of now and stage 2 were not compiled.
+CPU cores. The step of now and stage 2 were compiled for an H100 (docs/how-to/preflight.md), not for a TPU.
 
 Expected: the released folder names a best validation Dice of 0.8955. Not run here: it needs an accelerator. Observed at
 a size for two CPU cores: configs/few_labels and docs/how-to/few-labels.md.
