@@ -22,8 +22,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every `medseg ...` of a page's shell blocks, continued lines joined, comments dropped."""
+    """Every `medseg ...` of a page's shell blocks, continued lines joined, comments dropped; and of its sentences."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines += [line for line in re.findall(r"`(medseg [^`]+)`", prose) if line != "medseg data"]
     return [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"medseg\s", line)]
 
 
