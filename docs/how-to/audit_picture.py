@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import medseg_jax as ms
 from medseg_jax.data.synthetic import make_phantoms
 
 SHOWN = 2
+TITLES = ("label as given", "red: probably wrong")
 
 
 def audited(folder: Path) -> Path:
@@ -29,12 +30,26 @@ def audited(folder: Path) -> Path:
 
 
 def main() -> None:
-    """The pictures stand in the page as they are."""
+    """The pictures stand in the page as they are, each two panels wide; here with titles."""
     with tempfile.TemporaryDirectory() as folder:
         page = audited(Path(folder)).read_text()
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)[:SHOWN]
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
-    Image.fromarray(np.concatenate(pictures, 1)).save(Path(__file__).with_name("audit.png"), optimize=True)
+    titled(pictures).save(Path(__file__).with_name("audit.png"), optimize=True)
+
+
+def titled(pictures: list[np.ndarray]) -> Image.Image:
+    """Pictures [h, w, 3] side by side, with a title above each half of them and a gap in between."""
+    top, gap = 26, 12
+    size = sum(p.shape[1] for p in pictures) + gap * (len(pictures) - 1), top + pictures[0].shape[0]
+    canvas, left = Image.new("RGB", size, "white"), 0
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    for picture in pictures:
+        canvas.paste(Image.fromarray(picture), (left, top))
+        for half, title in enumerate(TITLES):
+            draw.text((left + (2 * half + 1) * picture.shape[1] / 4, top / 2), title, "black", font, "mm")
+        left += picture.shape[1] + gap
+    return canvas
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def main() -> None:
     rows["LSA, as run: all tokens"] = lsa(jax.random.key(11), x, "as_run", probability=1.0)
     rows["LSA, as described: a window"] = lsa(jax.random.key(11), x, "paper", probability=1.0, window=0.5)
     fn = Fn(lambda rngs: GVA(3, rngs))
-    for number in (1, 5):
-        rows[f"GVA, weights drawn with key {number}"] = fn.apply(fn.init(jax.random.key(number))[0], {}, x)[0]
+    for number, words in ((1, "some"), (5, "other")):
+        rows[f"GVA, {words} random weights"] = fn.apply(fn.init(jax.random.key(number))[0], {}, x)[0]
     figure, axes = plt.subplots(3, len(rows), figsize=(2.1 * len(rows), 6.6), layout="constrained")
     for column, (title, images) in enumerate(rows.items()):
         for row, image in enumerate(np.asarray(images)):
