@@ -11,8 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Speed against peers
 
 Made by `benchmarks/tables.py` from `benchmarks/results/`; `benchmarks/README.md` says how to repeat it.
-Both sides ran on one machine, in turns. A ratio is ours / theirs: below 1 we are faster.
-The machine was shared with other work: compare ratios, not seconds.
+Both sides ran on one machine, in turns. A ratio is ours / theirs: below 1 we are faster. A goal is what we had set out
+to reach.
+The machine was shared with other work: compare ratios, not seconds; "cpu" is CPU time, which suffers least.
+Sections without a peer compare methods or networks of ours. The selective scan has
+[a page of its own](../explanation/selective-scan.md).
 """
 
 
