@@ -38,7 +38,7 @@ class Arguments:
     split: Literal["train", "val", "test"] | None = None
     """of a data set; default all its cases"""
     probabilities: bool = False
-    """also write probabilities, to OUT/probabilities"""
+    """also write probabilities, to OUT/probabilities; runs of train --class always do"""
     uncertainty: bool = False
     """also write entropy, and variance and mutual information of runs and augmented views, to OUT/uncertainty"""
     dicom_seg: bool = False
