@@ -27,6 +27,10 @@ SECTIONS = {
     "types": "Words that all share",
 }
 
+ALONE = """    options:
+      members: false"""
+"""The text of a module, without what is in it."""
+
 
 def on_files(files, config):
     """Adds the generated pages."""
@@ -56,8 +60,11 @@ def _help(verb: list[str]) -> str:
 def api_page() -> str:
     """Everything that `import medseg_jax` offers, by the room it lives in."""
     rooms = defaultdict(list)
-    for name, home in medseg_jax._HOME.items():
-        rooms[home.partition(".")[0]].append(f"::: medseg_jax.{home}.{name}")
+    for name, home in sorted(medseg_jax._HOME.items(), key=lambda pair: pair[1]):
+        room, module = home.partition(".")[0], f"::: medseg_jax.{home}\n{ALONE}"
+        if room == "methods" and module not in rooms[room]:
+            rooms[room].append(module)  # its text has the objective, and what differs from the source
+        rooms[room].append(f"::: medseg_jax.{home}.{name}")
     missing = rooms.keys() - SECTIONS.keys()
     assert not missing, f"docs/hooks.py has no heading for {missing}"
     parts = [

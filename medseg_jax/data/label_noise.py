@@ -11,7 +11,7 @@ Each class is corrupted on its own; where classes exclude each other, later ones
 background. Ignored voxels stay ignored. The type of corruption is the case's, the same for all of its classes. Volumes:
 morphology in space, rotation, shift and pasting in the plane of the first axis. Validation and test labels stay clean.
 
-`compat=True` repeats the quirks of the published generators (our specification, A7), for comparison with them.
+`compat=True` repeats the quirks of the published generators, for comparison with them.
 """
 
 import math

@@ -16,9 +16,9 @@ and this file holds the loss for what fills a thousandth of the image:
 or, with `tversky`, the focal Tversky loss (alpha 0.3, beta 0.7, exponent 3/4) in place of Dice.
 
 OUR CHOICE, since the article's opening is all that could be read: loss, weights, patches, sampling, CLAHE's constants,
-thresholds and rules of merging (spec: bayes_spe_med2d_dr D4 to D7). The exponent of the focal loss is 3/4 as in the
-article that it comes from (Abraham & Khan 2019); the spec's 4/3 is its inverse, by which that article writes it.
-Patches without the lesion count like all others; what they teach is not to see it there.
+thresholds and rules of merging. The exponent of the focal loss is 3/4 as in the article that it comes from (Abraham &
+Khan 2019), which writes its inverse, 4/3. Patches without the lesion count like all others; what they teach is not to
+see it there.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ undone voxel by voxel (the log-probabilities of the patch are averaged over the 
 augmentation may be used. Voxels that the patch did not show keep their posterior.
 
 Source: Tadokoro, Takagi, Maeda, "A Bayesian Approach to Segmentation with Noisy Labels via Spatially Correlated
-Distributions", TMLR 2026, and its code; sections A1 to A13 of our specification. Where we depart from them:
+Distributions", TMLR 2026, and its code. Where we depart from them:
 
 * The network runs once a step: the E-step uses the logits of the M-step (theirs runs it eleven times), and comes first.
 * E_q sigmoid(eta) by Gauss-Hermite quadrature instead of one random sample (`nodes=0` samples as they do).
