@@ -1,7 +1,7 @@
 """Lesions of diabetic retinopathy (Boulaabi et al., AICCSA 2024, arXiv 2504.17306): a binary network for each of them.
 
 The article trains four DeepLabv3+ networks, one for each of microaneurysms (MA), haemorrhages (HE), hard and soft
-exudates (EX, SE), on fundus photographs cropped to the field of view, their contrast equalised in L*a*b*, and draws
+exudates (EX, SE), on fundus photographs cropped to the field of view, their contrast equalised in `L*a*b*`, and draws
 what they find into one image. Here
 
     crop and CLAHE           are the plan's (`Plan.crop_field`, `Plan.clahe`)

@@ -23,6 +23,7 @@ that its numbers come from, and today's code differ:
 after each of the four scans of every block, all others after each stage of the encoder.
 
 Where this departs from the released code:
+
 * The statistics are those of the global batch, whatever number of devices it lies on. LSA acts in training alone.
 * g trains to the end as it began; the released trainer left it in evaluation mode from the second epoch on.
 * GVA wants images in [0, 1]. Under plans that scale 8-bit pictures or CT by fixed numbers the inverse gives these;
