@@ -21,11 +21,10 @@ decay 1e-4 at a constant 0.01, teacher 0.99, w = 0.5, alpha = 0.1, beta = 0.9. O
 `plan` is named since the data set's own plan is left aside where labels are hidden. It owes these labels nothing: MR is
 z-scored image by image.
 
-Compiled, not timed, for one TPU v5e chip (November 2026, the step that `medseg preflight` compiles; 256 x 256, 1
-channel), when stage 1 still took 16 slices and mixed them into 8, twice what it takes now, and turned them by any
-angle: that fits, with 0.9 GB of state and batch, 11.2 GB of temporaries and 0.3 GB of program, 12.5 of 17.2 GB. It does
-10.5 TFLOP and moves 95 GB a step, hence takes at least 0.12 s, bound by HBM. The compiler took 6 minutes on two shared
-CPU cores. The step of now and stage 2 were compiled for an H100 (docs/how-to/preflight.md), not for a TPU.
+Compiled, not timed, for one TPU v5e chip with 17.2 GB (December 2026, the steps that `medseg preflight` compiles; 256 x
+256, 1 channel). Stage 1 (8 slices) takes 9.4 GB, does 6.1 TFLOP and moves 63 GB a step, hence takes at least 0.08 s.
+Stage 2 (8 + 8 slices) fits as well, if barely: 16.7 GB, of which 14.9 are temporaries; 15.5 TFLOP, 145 GB, at least
+0.18 s. Both are bound by HBM. The compiler took 20 and 36 minutes, on two CPU cores that were busy with other work.
 
 Expected: the released folder names a best validation Dice of 0.8955. Not run here: it needs an accelerator. Observed at
 a size for two CPU cores: configs/few_labels and docs/how-to/few-labels.md.
