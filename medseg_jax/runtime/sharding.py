@@ -22,7 +22,10 @@ ROWS = ("data", "fsdp")
 
 
 def make_mesh(fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A ("data", "fsdp", "spatial") mesh over all devices.
+    """A ("data", "fsdp", "spatial") mesh over all devices, in the order of their processes.
+
+    So a row of the batch has its place whichever process reads it, and neighbours that share a sample are of one. The
+    order of `jax.make_mesh`, along the links of a slice, mixes the hosts of 16 chips and more.
 
     Args:
         fsdp: devices that share one copy of the parameters.
@@ -40,12 +43,13 @@ def make_mesh(fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = N
             expected=f"a product that divides {len(devices)}",
         )
     shape = (len(devices) // (fsdp * spatial), fsdp, spatial)
-    mesh = jax.make_mesh(shape, (*ROWS, "spatial"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    mesh = Mesh(np.array(ordered).reshape(shape), (*ROWS, "spatial"), axis_types=(AxisType.Auto,) * 3)
     if any(len({device.process_index for device in group}) > 1 for group in mesh.devices.reshape(-1, spatial)):
         raise UserError(
             "Devices of several processes would share a sample",
             found=f"spatial={spatial}",
-            expected=f"a divisor of the {jax.local_device_count()} devices of a process",
+            expected=f"a divisor of the {sum(d.process_index == 0 for d in devices)} devices of a process",
         )
     return mesh
 

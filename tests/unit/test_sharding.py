@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,33 @@ def test_devices_that_share_a_sample_share_the_work_and_find_the_same_losses(tmp
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What JAX says of a chip of a TPU slice."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, int, int]
+    device_kind: str
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+def test_on_a_slice_each_host_has_rows_that_follow_each_other(kind):
+    """4 x 4 chips, 2 x 2 a host. The links run along rows of chips, across hosts."""
+    corners = [(2 * (host % 2), 2 * (host // 2)) for host in range(4)]
+    places = [(host, (x + dx, y + dy, 0)) for host, (x, y) in enumerate(corners) for dy in (0, 1) for dx in (0, 1)]
+    chips = [Chip(i, host, coords, kind) for i, (host, coords) in enumerate(places)]
+    for fsdp, spatial in ((1, 1), (2, 1), (2, 2), (1, 4)):
+        mesh = make_mesh(fsdp, spatial, chips[::-1])
+        assert [device.process_index for device in mesh.devices.flat] == [host for host, _ in places]
+    with pytest.raises(UserError, match="several processes") as error:
+        make_mesh(spatial=8, devices=chips)
+    assert error.value.expected == "a divisor of the 4 devices of a process"
 
 
 def test_paths_are_readable():
