@@ -38,8 +38,11 @@ def main(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     parser.mind(rest)
 
+    from medseg_jax.runtime import chips
     from medseg_jax.training.preflight import preflight
 
+    for name in args.topology:  # before the first one takes its minutes
+        chips.require_wheels(chips.parse_topology(name))
     results = []
     for name in args.topology:
         results.append(

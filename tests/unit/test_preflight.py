@@ -18,7 +18,8 @@ from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import chips
 from medseg_jax.training import preflight as pf
 from medseg_jax.training.preflight import search
-from medseg_jax.training.preflight.worker import changed, needed_bytes
+from medseg_jax.training.preflight.search import changed
+from medseg_jax.training.preflight.worker import needed_bytes
 from medseg_jax.training.prepare import sample_size
 
 NET = ms.UNet(features=(4, 8), strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
@@ -119,8 +120,9 @@ def test_rows_that_do_not_divide_are_noted():
     assert rows == (128, 0)
     assert "batch_size in plan.json" in note
     assert search.step_rows(TINY, 0, plan, sixteen, 32) == ((32, 0), None)
-    with pytest.raises(ms.UserError, match="cannot be shared"):
-        search.step_rows(TINY, 0, plan, sixteen, 24)
+    for batch in (24, 0, -16):
+        with pytest.raises(ms.UserError, match="cannot be shared"):
+            search.step_rows(TINY, 0, plan, sixteen, batch)
 
 
 def test_chips_that_share_samples_take_rows_together():
@@ -222,6 +224,22 @@ def test_what_to_change():
     assert offers[0]["how"] == "--stages.0.objective.net.remat"
 
 
+def test_what_is_set_already_is_no_advice():
+    """Nor is what does not go with it: 4 chips, of which two share a sample, have 2 shares of the parameters."""
+    machine, target = Machine(0, 10, 100), chips.parse_topology("v5e-4")
+    net = replace(NET, remat=True, dtype="bfloat16")
+    stage = replace(TINY.stages[0], objective=ms.Supervised(net), optim=ms.Optim(accumulate=2))
+    first = {"rows": [16, 0], **machine("train", 0, (16, 0), "")}
+
+    def advice(**fields):
+        config = replace(TINY, stages=(stage,), **fields)
+        return [offer["change"] for offer in search.suggestions(config, 0, first, target, machine, 9)]
+
+    assert advice(spatial=2) == [{"accumulate": 4}, {"accumulate": 8}, {"fsdp": 2}]
+    assert advice(fsdp=2) == [{"accumulate": 4}, {"fsdp": 4}, {"spatial": 2}]
+    assert advice(fsdp=4) == [{"accumulate": 4}]
+
+
 @pytest.mark.parametrize("change", [{"remat": True}, {"dtype": "bfloat16"}, {"accumulate": 2}, {"spatial": 2}])
 def test_the_words_of_a_change_do_it(change):
     """What is suggested is what was compiled."""
@@ -316,8 +334,9 @@ def test_the_command_line(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "fits   (compiled, not timed)" in out
     assert "memory a chip" in out
-    assert cli.main(["preflight", str(config), "--topology", "v5e-7"]) == 1
-    assert "no such topology" in capsys.readouterr().err
+    assert cli.main(["preflight", str(config), "--topology", "cpu", "v5e-7"]) == 1
+    assert "no such topology" in (said := capsys.readouterr()).err
+    assert not said.out  # what another topology takes its minutes for
 
 
 def test_a_refusal_is_an_answer(capsys, tmp_path):
@@ -334,6 +353,19 @@ def test_a_refusal_is_an_answer(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "refused: " in said
     assert found["stages"][0]["error"].splitlines()[-1].strip() in said
+
+
+def test_a_run_keeps_its_plan(phantoms, tmp_path):
+    """Not one that is made anew for the chip."""
+    plan = replace(ms.make_plan(phantoms), patch_size=(16, 16), batch_size=3)
+    plan.save(tmp_path / "plan.json")
+    config = replace(TINY, data=str(phantoms.root))
+    (tmp_path / "run.json").write_text(json.dumps({"config": ms.config.to_json(config)}))
+    picture = tmp_path / "new" / "memory.png"
+    found = ms.preflight(tmp_path, "cpu", search=False, picture=picture, say=lambda text: None)
+    assert found["data"]["patch_size"] == [16, 16]
+    assert found["stages"][0]["rows"] == [3, 0]
+    assert picture.exists()
 
 
 @pytest.mark.slow

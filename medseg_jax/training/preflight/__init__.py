@@ -60,7 +60,7 @@ def preflight(
             path.
         topology: "v5e-256", "v5p-64", "v6e-8", "h100x8", "cpu" ...: see `runtime.chips`.
         overrides: as on the command line of `medseg train`.
-        plan: plan.json to use instead of the config's or the data set's.
+        plan: plan.json to use instead of the run's, the config's or the data set's.
         patch_size, channels, classes, overlapping, cases: of data that are not on this disk; they replace the plan's.
             `classes` without the background; `overlapping` for one sigmoid a class.
         batch: rows a step of all chips together; default the config's, or, if these do not divide over the chips, as
@@ -81,10 +81,14 @@ def preflight(
     """
     target = chips.parse_topology(topology)
     chips.require_wheels(target)
+    if picture is not None:
+        Path(picture).parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with ExitStack() as stack:
         path = _as_file(config, stack)
         loaded = configs.override(configs.load(path), list(overrides))
+        if plan is None and (Path(path) / "run.json").is_file():
+            plan = Path(path) / "plan.json"
         options: dict[str, Any] = dict(
             patch_size=patch_size, channels=channels, classes=classes, overlapping=overlapping, cases=cases
         )

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from medseg_jax.config import Config
+from medseg_jax.config import Config, Rule
 from medseg_jax.data.plan import Plan
 from medseg_jax.runtime.chips import Topology
 from medseg_jax.training.preflight.compiler import Asker
@@ -26,7 +26,7 @@ def step_rows(
     own = (mix.labelled or plan.batch_size, mix.unlabelled)
     if batch is not None:
         rows = tuple(batch * n // sum(own) for n in own)
-        if sum(rows) != batch or any(n % parts for n in rows):
+        if batch < 1 or sum(rows) != batch or any(n % parts for n in rows):
             shares = "labelled and unlabelled rows " + " : ".join(map(str, own)) if own[1] else "rows"
             expected = f"{shares}, each a multiple of {parts}"
             raise UserError("The batch cannot be shared", found=f"{batch} rows", expected=expected)
@@ -124,36 +124,65 @@ def _next_guess(seen: dict[int, dict[str, Any]], low: int, high: int | None, ste
     return max((low + high) // 2 // step * step, low + step) if low else max(high // 2 // step * step, step)
 
 
-CHANGES: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"remat": True}, "remat: activations are computed again in the backward pass, about a third more time"),
-    ({"dtype": "bfloat16"}, "bfloat16: half the activations, faster on most chips"),
-    ({"accumulate": 2}, "accumulation: the batch in 2 parts, one after the other"),
-    ({"accumulate": 4}, "accumulation: the batch in 4 parts, one after the other"),
-)
-
-
 def suggestions(
     config: Config, index: int, first: dict[str, Any], target: Topology, ask: Asker, limit: int
 ) -> list[dict[str, Any]]:
     """What could be changed, with the memory that it gives; tested as far as `limit` allows, cheapest first."""
-    offers = list(CHANGES)
-    if target.chips > 1:
-        offers.append(({"fsdp": target.chips}, f"fsdp: parameters and optimiser split over {target.chips} chips"))
-    if target.chips % 2 == 0 and config.spatial == 1:
+    chips, parts = parts_of_a_batch(config, target), config.stages[index].optim.accumulate
+    offers: list[tuple[dict[str, Any], str]] = [
+        ({"remat": True}, "remat: activations are computed again in the backward pass, about a third more time"),
+        ({"dtype": "bfloat16"}, "bfloat16: half the activations, faster on most chips"),
+        *(
+            ({"accumulate": n}, f"accumulation: the batch in {n} parts, one after the other")
+            for n in (2 * parts, 4 * parts)
+        ),
+    ]
+    if chips > config.fsdp:
+        offers.append(({"fsdp": chips}, f"fsdp: parameters and optimiser split over {chips} chips"))
+    if config.spatial == 1 and chips % (2 * config.fsdp) == 0:
         offers.append(({"spatial": 2}, "spatial: each sample cut along its longest side, shared by 2 chips"))
     rows, out = first["rows"], []
     for change, words in offers:
-        if any(n % (change.get("accumulate", 1) * parts_of_a_batch(config, target)) for n in rows):
+        if any(n % (change.get("accumulate", 1) * chips) for n in rows):
+            continue
+        try:
+            if changed(config, index, change) == config:
+                continue
+        except UserError:  # the network has no such option
             continue
         offer = {"change": change, "words": words, "how": how_to(change, index, config)}
         if ask.asked >= limit:
             out.append({**offer, "status": "not tested", "fits": None, "memory": None})
             continue
         reply = ask("train", index, rows, f"it with {words.partition(':')[0]}", change)
-        if reply["status"] == "refused" and "has no option" in reply["error"]:
-            continue
         out.append({**offer, "status": reply["status"], "fits": reply["fits"], "memory": needed(reply)})
     return out
+
+
+def changed(config: Config, index: int, change: dict[str, Any]) -> Config:
+    """The config with one of: remat=True, dtype="bfloat16", accumulate=n, fsdp=n, spatial=n.
+
+    Raises:
+        UserError: the network has no such option.
+    """
+    stage = config.stages[index]
+    for name in ("remat", "dtype"):
+        if name in change:
+            nets = [
+                f.name for f in dataclasses.fields(stage.objective) if hasattr(getattr(stage.objective, f.name), name)
+            ]
+            if not nets:
+                raise UserError(f"This network has no option {name}")
+            new = {n: dataclasses.replace(getattr(stage.objective, n), **{name: change[name]}) for n in nets}
+            stage = dataclasses.replace(stage, objective=dataclasses.replace(stage.objective, **new))
+    if "accumulate" in change:
+        stage = dataclasses.replace(stage, optim=dataclasses.replace(stage.optim, accumulate=change["accumulate"]))
+    if "fsdp" in change:
+        rules = (*config.rules, Rule(r"^(params|opt|ema)/", "fsdp"))
+        config = dataclasses.replace(config, fsdp=change["fsdp"], rules=rules)
+    if "spatial" in change:
+        config = dataclasses.replace(config, spatial=change["spatial"])
+    return dataclasses.replace(config, stages=(*config.stages[:index], stage, *config.stages[index + 1 :]))
 
 
 def how_to(change: dict[str, Any], index: int, config: Config) -> str:

@@ -17,11 +17,12 @@ from math import prod
 from typing import Any
 
 from medseg_jax import config as configs
-from medseg_jax.config import Config, Rule
+from medseg_jax.config import Config
 from medseg_jax.data.pipeline import batch_shapes
 from medseg_jax.data.plan import Plan
 from medseg_jax.methods.objective import Task
 from medseg_jax.runtime import chips, hlo
+from medseg_jax.training.preflight.search import changed
 from medseg_jax.types import Labels, UserError
 
 
@@ -39,7 +40,7 @@ def answer(topology: chips.Topology, request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: config (path), overrides, plan, labels, cases, domains, extent; stage (index); what: "train" or
-            "predict"; rows: (labelled, unlabelled) of all chips together; change: see `changed`.
+            "predict"; rows: (labelled, unlabelled) of all chips together; change: see `search.changed`.
 
     Returns:
         status: "compiled", with `memory` (bytes a chip), `counts` (of one chip and step) and more; "out of memory",
@@ -74,32 +75,6 @@ def needed_bytes(text: str) -> int | None:
 
 
 # ----------------------------------------------------------------------------------------------------------- programs
-
-
-def changed(config: Config, index: int, change: dict[str, Any]) -> Config:
-    """The config with one of: remat=True, dtype="bfloat16", accumulate=n, fsdp=n, spatial=n.
-
-    Raises:
-        UserError: the network has no such option.
-    """
-    stage = config.stages[index]
-    for name in ("remat", "dtype"):
-        if name in change:
-            nets = [
-                f.name for f in dataclasses.fields(stage.objective) if hasattr(getattr(stage.objective, f.name), name)
-            ]
-            if not nets:
-                raise UserError(f"This network has no option {name}")
-            new = {n: dataclasses.replace(getattr(stage.objective, n), **{name: change[name]}) for n in nets}
-            stage = dataclasses.replace(stage, objective=dataclasses.replace(stage.objective, **new))
-    if "accumulate" in change:
-        stage = dataclasses.replace(stage, optim=dataclasses.replace(stage.optim, accumulate=change["accumulate"]))
-    if "fsdp" in change:
-        rules = (*config.rules, Rule(r"^(params|opt|ema)/", "fsdp"))
-        config = dataclasses.replace(config, fsdp=change["fsdp"], rules=rules)
-    if "spatial" in change:
-        config = dataclasses.replace(config, spatial=change["spatial"])
-    return dataclasses.replace(config, stages=(*config.stages[:index], stage, *config.stages[index + 1 :]))
 
 
 def _task(request: dict[str, Any], index: int, config: Config) -> Task:
