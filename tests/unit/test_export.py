@@ -114,13 +114,16 @@ def test_no_name_of_a_case_a_patient_or_a_folder_leaves(run, exported, phantoms,
     shutil.copytree(run, tmp_path / "run")
     about = json.loads((run / "run.json").read_text())
     about["config"]["pretrained"] = str(tmp_path / "alice" / "w.safetensors")
+    about["config"]["stages"][0]["mix"].update(labelled=3, unlabelled=2)
     (tmp_path / "run" / "run.json").write_text(json.dumps(about))
     said = json.loads((run / "dataset.json").read_text())  # what convert and corrupt write there
     said |= {"converted": ["options: --images alice"], "label_noise": {"changed": {names[0]: 0.5}}, "licence": "CC0"}
     (tmp_path / "run" / "dataset.json").write_text(json.dumps(said))
     ms.export(tmp_path / "run", tmp_path / "out", "safetensors")
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["licence"] == "CC0"
-    assert "**Started from:** w.safetensors" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    for words in ("**Started from:** w.safetensors", "batch 3 and 2 unlabelled"):
+        assert words in card
     for file in (*exported[0].iterdir(), *(tmp_path / "out").iterdir()):
         content = file.read_bytes()
         assert not [name for name in names if name.encode() in content], file.name
