@@ -95,6 +95,13 @@ def test_a_damaged_data_set_is_not_a_missing_one(phantoms, tmp_path):
         pf.know_data(TINY, cpu, patch_size=(16, 16), cases=0)
 
 
+def test_another_number_of_cases_leaves_the_rest_of_the_data_as_it_is(phantoms):
+    here = replace(TINY, data=str(phantoms.root))
+    facts = pf.know_data(here, chips.parse_topology("cpu"), cases=1000)
+    assert (facts.training, facts.cases, facts.domains) == (1000, 1000, phantoms.domains)
+    assert len(facts.domains) > 1
+
+
 def test_what_is_assumed_is_said():
     facts = pf.know_data(TINY, chips.parse_topology("cpu"), patch_size=(16, 16))
     assert [n.partition(" ")[0] for n in facts.notes] == ["nowhere", "a", "100"]

@@ -99,10 +99,10 @@ def know_data(
         labels = Labels.overlapping(*chosen.classes) if overlapping else Labels.simple(*chosen.classes)
     else:
         labels = dataset.labels
-    if dataset is not None and cases is None:
-        training = dataset.subset("train", labelled=True) or dataset.subset("train")
+    if dataset is not None:
+        training = cases or len(dataset.subset("train", labelled=True) or dataset.subset("train"))
         extent = _extent(config, dataset, chosen)
-        return DataFacts(chosen, labels, len(dataset.cases), len(training), dataset.domains, extent, tuple(notes))
+        return DataFacts(chosen, labels, cases or len(dataset.cases), training, dataset.domains, extent, tuple(notes))
     if cases is None:
         notes.append("100 training cases are assumed, as large as the patch (--cases)")
         cases = 100
