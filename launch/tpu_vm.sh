@@ -59,7 +59,7 @@ create() {
     fi
     until now=$(state) && [ "$now" = ACTIVE ]; do
         say "waiting for $TYPE in $ZONE: $now"
-        [ "$now" != FAILED ] || return
+        case $now in SUSPENDED | SUSPENDING | FAILED) return 1 ;; esac
         sleep "${POLL:-30}"
     done
 }

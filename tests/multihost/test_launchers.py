@@ -294,7 +294,10 @@ def test_slurm_asks_for_its_signal_in_time():
 GCLOUD = """
 case "$*" in
     *"queued-resources describe"*) cat "$HERE/state" 2> /dev/null || exit 1 ;;
-    *"queued-resources create"*) echo ACTIVE > "$HERE/state" ;;
+    *"queued-resources create"*)
+        echo "${FIRST:-ACTIVE}" > "$HERE/state"
+        [ ! -e "$HERE/created" ] || echo ACTIVE > "$HERE/state"
+        touch "$HERE/created" ;;
     *"queued-resources delete"*) rm -f "$HERE/state" ;;
     *"tpu-vm ssh"*)
         for word in "$@"; do case $word in --command=*) work=${word#--command=} ;; esac; done
@@ -380,6 +383,14 @@ def test_tpu_starts_again_on_a_new_slice_when_the_old_one_is_taken_away(shell, t
     assert all("--spot" in call for call in creations)
     assert sum("queued-resources delete" in call for call in calls) == 1
     assert sum(call.startswith("python3 -m uv venv") for call in calls) == 1  # the stand-in's disk outlives its slice
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "SUSPENDING", "FAILED"])
+def test_tpu_asks_for_another_slice_when_one_is_gone_before_it_is_there(shell, tmp_path, state):
+    code, said, calls, started = tpu(shell, tmp_path, "0", FIRST=state)
+    assert code == 0, said
+    assert sum("queued-resources create" in call for call in calls) == 2
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("problem", [1, 2])
