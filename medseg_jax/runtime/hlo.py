@@ -4,7 +4,7 @@ XLA's own cost analysis is not enough: it counts the body of a loop once, is not
 a TPU's fast memory (VMEM) as traffic. Here every instruction counts as often as its loops repeat it:
 
     matmul FLOPs    2 x multiply-adds of dots and convolutions, cuDNN's and cuBLAS's included; places where a kernel
-                    meets padding or the holes of a dilated image are left out
+                    meets padding or the holes of a dilated image are left out, but not of cuDNN's
     vector FLOPs    one for each number that an elementwise operation makes or a reduction takes in
     kernel FLOPs    what a hand-written kernel declares as its cost
     bytes           operands and results of what runs on its own (a fusion, a copy, a kernel), each once; what a fusion
