@@ -21,6 +21,7 @@ from medseg_jax.data.pipeline import Mix
 from medseg_jax.data.synthetic import EMBEDDED
 from medseg_jax.methods.objective import Objective
 from medseg_jax.methods.supervised import Supervised
+from medseg_jax.paths import read_record
 from medseg_jax.types import UserError
 
 
@@ -175,9 +176,7 @@ def load(source: str | Path) -> Config:
             remedy=f"did you mean {near[0]}?" if near else "medseg info lists the configs",
         )
     if path.suffix == ".json":
-        import json
-
-        return from_json(json.loads(path.read_text())["config"])
+        return from_json(read_record(path, "config")["config"])
     found = runpy.run_path(str(path)).get("config")
     if not isinstance(found, Config):
         raise UserError(

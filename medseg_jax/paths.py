@@ -1,12 +1,16 @@
 """Where this package keeps what it can make again (preprocessed cases, compiled programs, embedded phantoms), what
-folders of domains and classes are called, and files that are written whole or not at all.
+folders of domains and classes are called, files that are written whole or not at all, and records that are read.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from medseg_jax.types import UserError
 
 
 def cache_home() -> Path:
@@ -37,3 +41,20 @@ def write(path: Path, content: str | bytes) -> Path:
     with replacing(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def read_record(path: Path, *needed: str) -> dict[str, Any]:
+    """A JSON object that this package wrote into the folder of a run, of predictions or of an evaluation.
+
+    Raises:
+        UserError: it is missing or damaged, or has not all that is `needed`.
+    """
+    remedy = "restore it from a copy of this folder, or make the folder anew"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} is missing or damaged", file=path, found=error, remedy=remedy) from error
+    if not isinstance(content, dict) or (missing := [key for key in needed if key not in content]):
+        found = f"no {', '.join(missing)}" if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path.name} is damaged", file=path, found=found, remedy=remedy)
+    return content

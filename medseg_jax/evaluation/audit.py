@@ -46,7 +46,7 @@ from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.inference.uncertainty import entropy
 from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_flip, error_probability, infer
 from medseg_jax.methods.objective import Task
-from medseg_jax.paths import write
+from medseg_jax.paths import read_record, write
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree
 from medseg_jax.runtime.run import WEIGHTS, open_run, seen_by, stage_folder
 from medseg_jax.types import Case, Geometry, Labels, UserError
@@ -234,7 +234,7 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
             found="an exported run" if (run / WEIGHTS).is_file() else f"no weights of its last stage, {stage.name}",
             expected="the folder of medseg train, its last stage begun",
         )
-    record = json.loads((run / "run.json").read_text())
+    record = read_record(run / "run.json", "dataset")
     whole, dataset = seen_by(config, dataset)
     if record["dataset"]["fingerprint"] != whole.fingerprint():
         raise UserError(

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from medseg_jax.evaluation.evaluate import ALL_METRICS, bootstrap_interval, read_rows
-from medseg_jax.paths import write
+from medseg_jax.paths import read_record, write
 from medseg_jax.types import UserError
 
 LESS_IS_BETTER = ("hd", "hd95", "assd", "volume_error", "volume_error_relative", "lesion_fp", "ece", "brier")
@@ -80,7 +80,7 @@ def compare(
         UserError: no evaluations, different cases (without `common`), classes, units or tolerances.
     """
     folders = _evaluation(a), _evaluation(b)
-    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in folders]
+    summaries = [read_record(folder / "summary.json", "settings") for folder in folders]
     _refuse_other_settings(folders, summaries)
     paired = pair_scores(*folders, common=common)
     groups = {None: (_mean_over_classes(paired.a), _mean_over_classes(paired.b))}

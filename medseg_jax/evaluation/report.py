@@ -27,7 +27,7 @@ from medseg_jax.evaluation import html
 from medseg_jax.evaluation.charts import calibration_figure, line_chart, strip_chart, svg
 from medseg_jax.evaluation.evaluate import ACCURACY, DISTANCES, LESIONS, read_rows, remarks
 from medseg_jax.evaluation.pairs import dataset_root
-from medseg_jax.paths import write
+from medseg_jax.paths import read_record, write
 from medseg_jax.types import UserError
 
 HEADLINE = ("dice", "nsd", "hd95", "assd", "iou", "precision", "recall", "hd", "volume_error")
@@ -111,13 +111,13 @@ def report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 def _gather(folder: Path) -> Content:
     name = folder.resolve().name
     if (folder / "run.json").is_file():
-        run, plan = _read_json(folder / "run.json"), folder / "plan.json"
+        run, plan = read_record(folder / "run.json"), folder / "plan.json"
         log = _read_log(folder / "log.jsonl")
         found = [_read_scores(path.parent, _title(path.parent, folder)) for path in sorted(_summaries(folder))]
         first = ["best on validation", "last"]
         scores = sorted(found, key=lambda s: first.index(s.title) if s.title in first else len(first))
         root = Path(str(run.get("dataset", {}).get("root", folder)))
-        return Content(name, run, _read_json(plan) if plan.is_file() else None, log, scores, root)
+        return Content(name, run, read_record(plan) if plan.is_file() else None, log, scores, root)
     if not (folder / "summary.json").is_file():
         raise UserError(
             "There is nothing to report on",
@@ -133,7 +133,7 @@ def _gather(folder: Path) -> Content:
 
 def _find_comparisons(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted([*folder.glob("compare.json"), *folder.glob("*/compare.json")]):
-        found = _read_json(path)
+        found = read_record(path)
         verdict = f"A {found['a']}, B {found['b']}: {found['verdict']}"
         yield path.with_suffix(".html").relative_to(folder).as_posix(), verdict
 
@@ -149,18 +149,11 @@ def _title(folder: Path, run: Path) -> str:
 
 
 def _read_scores(folder: Path, title: str) -> Scores:
-    summary = _read_json(folder / "summary.json")
+    summary = read_record(folder / "summary.json")
     try:
         return Scores(title, summary, read_rows(folder / "cases.csv"), folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError("cases.csv is missing or damaged", file=folder / "cases.csv", found=error) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("This file is damaged", file=path, found=error, remedy="make it anew") from error
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset, read_description, unknown_values
 from medseg_jax.data.views import fold_view, hold_out_view
 from medseg_jax.evaluation.evaluate import read_rows, summarise
+from medseg_jax.paths import read_record
 from medseg_jax.types import Labels, UserError
 
 
@@ -114,28 +115,19 @@ def _guarded(name: str, step: Callable[[Path], Iterator[Check]], path: Path) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path.name} is missing or damaged", file=path, found=error, remedy="restore it from a copy of the run"
-        ) from error
-
-
 def _open(run: Path) -> tuple[Any, Any, tuple[str, ...], Labels]:
     """config, plan, channels, labels."""
     from medseg_jax import config as configs
     from medseg_jax.data.plan import Plan
     from medseg_jax.runtime.run import described
 
-    config = configs.from_json(_read(run / "run.json")["config"])
+    config = configs.from_json(read_record(run / "run.json")["config"])
     return config, Plan.load(run / "plan.json"), *described(run, config)
 
 
 def _records(run: Path) -> Iterator[Check]:
     config, _, channels, labels = _open(run)
-    named = _read(run / "run.json")["dataset"]["name"]
+    named = read_record(run / "run.json")["dataset"]["name"]
     facts = f"{len(config.stages)} stage(s), {len(channels)} channel(s), classes {', '.join(labels.names)}"
     logged = {k[5:] for e in _entries(run) if e["kind"] == "val" for k in e if k.startswith("dice/")}
     if strange := logged - set(labels.judged.names):
@@ -215,7 +207,7 @@ def _weights(run: Path) -> Iterator[Check]:
 
 def _dataset(run: Path) -> Dataset | None:
     """The data set as the run saw it, or None if it is not where it was."""
-    record = _read(run / "run.json")
+    record = read_record(run / "run.json")
     root, config = Path(record["dataset"]["root"]), record["config"]
     if not (root / "dataset.json").is_file():
         return None
@@ -226,7 +218,7 @@ def _dataset(run: Path) -> Dataset | None:
 
 
 def _data(run: Path) -> Iterator[Check]:
-    record, dataset = _read(run / "run.json")["dataset"], _dataset(run)
+    record, dataset = read_record(run / "run.json")["dataset"], _dataset(run)
     if dataset is None:
         remedy = "bring it back to where it was, to check it"
         yield Check("data", "warning", "the data set is not there, so it cannot be checked", record["root"], remedy)
@@ -238,7 +230,7 @@ def _data(run: Path) -> Iterator[Check]:
 
 
 def _splits(run: Path) -> Iterator[Check]:
-    cases = _read(run / "run.json")["cases"]
+    cases = read_record(run / "run.json")["cases"]
     sets = {split: set(ids) for split, ids in cases.items()}
     dataset = _dataset(run)
     patients = {c.id: c.patient for c in dataset.cases if c.patient} if dataset else {}
@@ -309,7 +301,7 @@ def _best(run: Path) -> Iterator[Check]:
 
 
 def _scores(run: Path) -> Iterator[Check]:
-    cases, dataset = _read(run / "run.json")["cases"], _dataset(run)
+    cases, dataset = read_record(run / "run.json")["cases"], _dataset(run)
     labelled = {c.id for c in dataset.subset("val", labelled=True)} if dataset else set(cases["val"])
     folders = [f for f in (run / "validation" / which for which in ("best", "last")) if (f / "summary.json").is_file()]
     if not folders:
@@ -318,7 +310,7 @@ def _scores(run: Path) -> Iterator[Check]:
         yield Check("scores", state, "there are no final scores", str(run / "validation"), remedy)
     for folder in folders:
         place, file = folder.relative_to(run).as_posix(), str(folder / "cases.csv")
-        summary, rows = _read(folder / "summary.json"), read_rows(folder / "cases.csv")
+        summary, rows = read_record(folder / "summary.json"), read_rows(folder / "cases.csv")
         scored = {row["case"] for row in rows} | set(summary["unscored"])
         leaked = {split: sorted(scored & set(cases[split])) for split in ("train", "test")}
         if any(leaked.values()):
@@ -351,7 +343,7 @@ def _close(claimed: float | None, computed: float | None) -> bool:
 
 def _other_weights(run: Path, folder: Path) -> str:
     """Why the predictions of a folder are not by the weights that its name says; "" if they are."""
-    journal = _read(folder / "predict.json")
+    journal = read_record(folder / "predict.json")
     manifests = run.glob(f"checkpoints/*/{folder.name}/{journal['step']}.sha256.json")
     known = [json.loads(path.read_text())["self"] for path in manifests]
     return (
@@ -362,7 +354,7 @@ def _other_weights(run: Path, folder: Path) -> str:
 def _versions(run: Path) -> Iterator[Check]:
     from medseg_jax.runtime.environment import versions
 
-    recorded, installed = _read(run / "run.json")["versions"], versions()
+    recorded, installed = read_record(run / "run.json")["versions"], versions()
     changed = [f"{k} {v}, now {installed.get(k)}" for k, v in recorded.items() if installed.get(k) != v]
     if changed:
         remedy = "install the run's versions to get the same bits"
@@ -380,7 +372,7 @@ def _predict(run: Path, number: int) -> Iterator[Check]:
         remedy = "bring back the data set, or let training finish"
         yield Check("predict", "problem", "there is no data set or no recorded prediction", str(run), remedy)
         return
-    journal = _read(folder / "predict.json")
+    journal = read_record(folder / "predict.json")
     ids = sorted(journal["cases"])[:number]
     opened, settings = open_run(run, "best"), journal["made_by"]
     for id in ids:
@@ -404,7 +396,7 @@ def _predict(run: Path, number: int) -> Iterator[Check]:
 
 
 def _predictions(folder: Path) -> Iterator[Check]:
-    journal = _read(folder / "predict.json")
+    journal = read_record(folder / "predict.json")
     labels = read_description(folder / "dataset.json")[1] if (folder / "dataset.json").is_file() else None
     clean = True
     for id, entry in journal["cases"].items():
@@ -429,7 +421,7 @@ def _predictions(folder: Path) -> Iterator[Check]:
 
 
 def _origin(folder: Path) -> Iterator[Check]:
-    journal = _read(folder / "predict.json")
+    journal = read_record(folder / "predict.json")
     runs, weights, steps = (
         v if isinstance(v, list) else [v] for v in (journal["run"], journal["made_by"]["weights"], journal["step"])
     )
@@ -438,7 +430,7 @@ def _origin(folder: Path) -> Iterator[Check]:
         if not manifests:
             text = f"the run is not there, so its weights {str(made_by)[:12]}… cannot be checked"
             yield Check("origin", "warning", text, str(run), "bring it back to where it was, to check it")
-        elif made_by in [_read(path)["self"] for path in manifests]:
+        elif made_by in [read_record(path)["self"] for path in manifests]:
             yield Check("origin", "ok", f"made by the {journal['checkpoint']} weights of step {step} of {run.name}")
         else:
             text = f"the run's {journal['checkpoint']} weights are others by now than those that made these predictions"

@@ -30,7 +30,7 @@ from medseg_jax.inference import postprocess
 from medseg_jax.inference.model_card import model_card
 from medseg_jax.methods.objective import Objective, Tree
 from medseg_jax.ops.plain import plain_forms
-from medseg_jax.paths import write
+from medseg_jax.paths import read_record, write
 from medseg_jax.runtime.checkpoint import file_sha256
 from medseg_jax.runtime.run import WEIGHTS, Run, folds_of, open_run
 from medseg_jax.runtime.tensors import save_tree
@@ -152,7 +152,7 @@ def public_record(run: Run) -> dict[str, str]:
     """run.json, plan.json, dataset.json and, if there is one, postprocessing.json, without names of patients, cases,
     folders and commands.
     """
-    own = json.loads((run.path / "run.json").read_text())
+    own = read_record(run.path / "run.json", "dataset", "cases")
     config = {**own["config"], "data": Path(own["config"]["data"]).name, "cache": None}
     config |= {name: Path(config[name]).name for name in ("plan", "pretrained") if config.get(name)}
     if isinstance(config.get("labelled"), list):

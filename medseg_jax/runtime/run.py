@@ -25,7 +25,7 @@ from medseg_jax.data.dataset import Dataset, read_description
 from medseg_jax.data.plan import Plan
 from medseg_jax.data.views import class_view, fold_view, hold_out_view, labelled_view
 from medseg_jax.methods.objective import Objective, Task, Tree
-from medseg_jax.paths import safe_name
+from medseg_jax.paths import read_record, safe_name
 from medseg_jax.runtime.checkpoint import Checkpoints, restore_tree, verify_manifest
 from medseg_jax.runtime.tensors import load_tree
 from medseg_jax.types import Labels, UserError
@@ -118,7 +118,7 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
             expected="a folder with run.json",
             remedy="name one of these runs" if inside else "medseg train CONFIG --out RUN makes one",
         )
-    config: configs.Config = configs.from_json(json.loads((path / "run.json").read_text())["config"])
+    config: configs.Config = configs.from_json(read_record(path / "run.json", "config")["config"])
     plan = Plan.load(path / "plan.json")
     channels, labels = described(path, config)
     task = Task(plan, labels, plan.channels_seen)
@@ -171,7 +171,7 @@ def folds_of(path: Path) -> list[Path]:
     found = sorted(path.glob("fold_*/run.json"))
     if (path / "run.json").is_file() or not found:
         return []
-    wanted = json.loads(found[0].read_text())["config"].get("folds", len(found))
+    wanted = read_record(found[0], "config")["config"].get("folds", len(found))
     folders = [fold_folder(path, k) for k in range(wanted)]
     if missing := [folder.name for folder in folders if not (folder / "run.json").is_file()]:
         there = " ".join(str(file.parent) for file in found)

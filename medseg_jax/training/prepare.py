@@ -26,7 +26,7 @@ from medseg_jax.data.planning import make_plan
 from medseg_jax.data.verify import check_dataset
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
-from medseg_jax.paths import write
+from medseg_jax.paths import read_record, write
 from medseg_jax.runtime import distributed, sharding
 from medseg_jax.runtime.checkpoint import file_sha256
 from medseg_jax.runtime.environment import describe
@@ -102,7 +102,7 @@ def write_run(config: Config, out: Path, whole: Dataset, dataset: Dataset, plan:
     path = out / "run.json"
     if path.exists():
         refuse_other_config(config, out, whole)
-        record |= {k: v for k, v in json.loads(path.read_text()).items() if k in ("started", "pretrained")}
+        record |= {k: v for k, v in read_record(path).items() if k in ("started", "pretrained")}
     elif config.pretrained:
         record["pretrained"] = {"file": config.pretrained, "sha256": file_sha256(weight_file(config.pretrained))}
     distributed.wait_for_all("run read")  # nobody still reads what is written now
@@ -118,7 +118,7 @@ def refuse_other_config(config: Config, out: Path, dataset: Dataset) -> None:
     The data set is the one in the folder: what a fold or `labelled` makes of it, the config says.
     """
     path = out / "run.json"
-    old = json.loads(path.read_text())
+    old = read_record(path, "config", "dataset")
     new = configs.to_json(config)
     before = configs.to_json(Config()) | old["config"]  # a run older than a field had its default
     changed = configs.differences(

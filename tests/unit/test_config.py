@@ -5,6 +5,8 @@ import pytest
 
 from medseg_jax import Augment, Config, Group, Mix, Optim, Stage, Supervised, UNet
 from medseg_jax.config import differences, from_json, load, override, to_json
+from medseg_jax.paths import read_record
+from medseg_jax.runtime.run import open_run
 from medseg_jax.training.prepare import open_data
 from medseg_jax.types import UserError
 
@@ -82,3 +84,20 @@ def test_stages_of_one_name_are_refused(phantoms):
     with pytest.raises(UserError, match="a name of its own") as error:
         open_data(config)
     assert error.value.found == "train, train"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [('{"config": {', "Expecting"), ("{}", "no config"), ("[]", "list"), (None, "No such file")]
+)
+def test_a_record_that_is_missing_or_damaged_is_named(tmp_path, content, found):
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=r"run.json is (missing or )?damaged") as error:
+        read_record(file, "config")
+    assert error.value.file == file
+    assert found in str(error.value.found)
+    if content is not None:
+        for read in (load, open_run):
+            with pytest.raises(UserError, match=r"run.json is (missing or )?damaged"):
+                read(tmp_path)
