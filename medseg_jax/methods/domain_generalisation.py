@@ -8,6 +8,7 @@ changed appearance; what a plain network learns, predicts and costs stays the sa
 BigAug, strong intensity augmentation, is no method but a setting: `Stage(augment=Augment.strong())`.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -45,7 +46,9 @@ class MixStyle(Supervised):
         return self.fn.apply(params, stats, image, train=True, key=net_key, perturb=perturb)
 
     def mix(self, key: Array, x: Float[Array, "b *s d"]) -> Float[Array, "b *s d"]:
-        """Features with mixed styles."""
+        """Features with mixed styles; those of one token, which have no deviation, stay as they are."""
+        if math.prod(x.shape[1:-1]) == 1:
+            return x
         gate, order, share = jax.random.split(key, 3)
         other = jax.random.permutation(order, len(x))
         w = jax.random.beta(share, self.alpha, self.alpha, (len(x), 1, 1))

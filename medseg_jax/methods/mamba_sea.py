@@ -205,10 +205,13 @@ def at_each_call(function: Callable[[Array, Array], Array], key: Array, calls: i
 def lsa(
     key: Array, x: Float[Array, "b *s d"], mode: Mode, probability: float = 0.9, window: float = 0.75
 ) -> Float[Array, "b *s d"]:
-    """Draws the style of features anew (spec 2.3). Tokens are in row-major order; a batch of one stays as it is."""
-    if mode == "off" or len(x) == 1:
-        return x
+    """Draws the style of features anew (spec 2.3). Tokens are in row-major order.
+
+    A batch of one and features of one token stay as they are: neither has a deviation.
+    """
     tokens = math.prod(x.shape[1:-1])
+    if mode == "off" or len(x) == 1 or tokens == 1:
+        return x
     # One draw for all samples: a network calls this up to a hundred times, and each draw costs time to compile. Samples
     # come first, so that each device draws for its own: [2 b, d] would be sent to all of them, at every call.
     noise = jax.random.normal(key, (len(x), 2, x.shape[-1]))

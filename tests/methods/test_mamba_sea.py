@@ -169,6 +169,17 @@ def test_the_window_of_the_paper_lets_the_rest_through():
     assert len({tuple(row) for row in changed}) > 1
 
 
+@pytest.mark.parametrize("mode", ["as_run", "paper", "head"])
+def test_a_lone_token_has_no_style(mode):
+    """The deepest features of a network may be a single one: VM-UNet's of a patch of 32 x 32."""
+    x = jax.random.normal(jax.random.key(0), (4, 1, 1, 3))
+    y, slope = jax.value_and_grad(lambda x: ms.lsa(jax.random.key(1), x, mode, probability=1.0).sum())(x)
+    np.testing.assert_array_equal(y, x.sum())
+    np.testing.assert_array_equal(slope, 1)
+    mixed = MixStyle(U_NET, probability=1.0).mix(jax.random.key(1), x)
+    np.testing.assert_array_equal(mixed, x)
+
+
 def test_gva_changes_dark_images_only_and_spares_some():
     bright, dark = batch(64, light=125.0), batch(64, light=30.0)
     method, params, _ = started(MambaSea(U_NET))
