@@ -23,6 +23,7 @@ from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import class_view, hold_out_view
 from medseg_jax.paths import safe_name, write
 from medseg_jax.runtime.log import say
+from medseg_jax.runtime.run import seen_by
 from medseg_jax.training.pool import CHECKPOINTS, pool
 from medseg_jax.types import UserError
 
@@ -49,7 +50,8 @@ def train_hold_out(
         config: what to train.
         out: folder of all these runs.
         domain: which one; None for all.
-        oracle: also train with the best weights chosen on the domain itself, to compare with articles that did so.
+        oracle: also train with the best weights chosen on the domain itself, to compare with articles that did so; a
+            config that says so asks for it, too.
         fresh: throw away what these runs had and start them anew.
         report: write scores and reports.
 
@@ -65,6 +67,7 @@ def train_hold_out(
     from medseg_jax.training.train import train
 
     out, dataset = Path(out), synthetic.open_data(config.data)
+    oracle, config = oracle or config.oracle, replace(config, oracle=False)
     if (out / "run.json").exists():
         raise UserError(
             "This folder holds a run that holds nothing out",
@@ -73,7 +76,7 @@ def train_hold_out(
         )
     domains = _domains(dataset) if domain is None else [domain]
     views = {name: hold_out_view(dataset, name) for name in domains}
-    _refuse(config, out, dataset, domains, fresh)
+    _refuse(config, out, dataset, domains, oracle, fresh)
     for name, view in views.items():
         folder, one = hold_out_folder(out, name), replace(config, hold_out=name)
         if _is_scored(folder) and not fresh:
@@ -106,12 +109,14 @@ def _domains(dataset: Dataset) -> list[str]:
     return found
 
 
-def _refuse(config: Config, out: Path, dataset: Dataset, domains: list[str], fresh: bool) -> None:
-    """Raises before anything is trained: what cannot be scored or told apart, and what may not be pooled."""
+def _refuse(config: Config, out: Path, dataset: Dataset, domains: list[str], oracle: bool, fresh: bool) -> None:
+    """Raises before anything is trained: what a later domain could not be trained with, what cannot be scored or told
+    apart, and what may not be pooled."""
     from medseg_jax.training.prepare import refuse_other_config
 
     folders: dict[Path, str] = {}
     for name in domains:
+        seen_by(replace(config, hold_out=name, oracle=oracle), dataset)
         if not _target(dataset, name):
             raise UserError(
                 "No case of the domain to hold out has a label, so that nothing could be scored",

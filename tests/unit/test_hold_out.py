@@ -65,6 +65,9 @@ def test_nothing_of_the_target_is_trained_on(drawn, oracle):
     assert honest.subset("train", labelled=None) == train_cases, "the oracle takes the same training cases"
 
 
+SITES = ("site0", "site1", "site2")
+
+
 def test_other_domains_validate_even_where_only_the_target_did():
     cases = [Case(f"a{i}", (Path("x"),), Path("y"), "a", split="train") for i in range(7)]
     whole = dataset([*cases, Case("t", (Path("x"),), Path("y"), "t", split="val")])
@@ -130,6 +133,33 @@ def test_folds_of_an_oracle_would_train_on_the_target(phantoms, tmp_path):
     asked = replace(config(phantoms.root, tmp_path / "cache"), hold_out="site1", oracle=True, fold=0)
     with pytest.raises(UserError, match="oracle"):
         train(asked, tmp_path / "run")
+
+
+@pytest.fixture
+def asked_for(monkeypatch):
+    """What would have been trained: (folder, whether as an oracle)."""
+    seen = []
+    monkeypatch.setattr(
+        "medseg_jax.training.train.train", lambda config, out, **_: seen.append((out.name, config.oracle))
+    )
+    return seen
+
+
+def test_the_oracle_of_a_config_stays_beside_the_honest_run(phantoms, tmp_path, asked_for):
+    oracle = replace(config(phantoms.root, tmp_path / "cache"), hold_out="site0", oracle=True)
+    train_hold_out(oracle, tmp_path / "run", "site1", report=False)
+    assert asked_for == [("hold_out_site1", False), ("oracle_site1", True)]
+
+
+def test_what_a_later_run_could_not_do_is_refused_before_the_first(phantoms, tmp_path, asked_for):
+    same = config(phantoms.root, tmp_path / "cache")
+    patients = {name: len({c.patient for c in hold_out_view(phantoms, name).subset("train")}) for name in SITES}
+    assert patients["site2"] > patients["site1"]
+    with pytest.raises(UserError, match="not so many labelled"):
+        train_hold_out(replace(same, labelled=patients["site2"]), tmp_path / "run", report=False)
+    with pytest.raises(UserError, match="oracle"):
+        train_hold_out(replace(same, fold=0), tmp_path / "run", "site1", oracle=True, report=False)
+    assert not asked_for
 
 
 def test_the_plan_is_made_without_the_target(held, phantoms):
