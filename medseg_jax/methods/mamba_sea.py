@@ -122,7 +122,8 @@ class MambaSea(Supervised):
             g, stats_g = self.branch(params["g"], aux["stats"]["g"], changed, key_g)
             stats = {"f": stats_f, "g": stats_g}
         target, weight = self.target(batch["label"])
-        total, parts = objective(f, g, target, weight, self.consistency, self.task.labels.exclusive)
+        options = {"exclusive": self.task.labels.exclusive, "batch_dice": self.batch_dice}
+        total, parts = objective(f, g, target, weight, self.consistency, **options)
         return total, ({"stats": stats}, parts)
 
     def branch(self, params: Tree, stats: Tree, image: Array, key: Array) -> tuple[tuple[Array, ...], Tree]:
@@ -159,7 +160,9 @@ def objective(
     target: Float[Array, "b *s k"],
     weight: Float[Array, "b *s"] | None,
     consistency: float = 0.1,
+    *,
     exclusive: bool = True,
+    batch_dice: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The method's loss and its parts, from the logits of both branches (full resolution first; spec 3.1)."""
 
@@ -167,7 +170,7 @@ def objective(
         return (losses.deep_supervision(loss, f, target, weight) + losses.deep_supervision(loss, g, target, weight)) / 2
 
     def dice(z, y, w):
-        return losses.dice_loss(z, y, w, exclusive=exclusive, background=True, squared=True)
+        return losses.dice_loss(z, y, w, exclusive=exclusive, batch=batch_dice, background=True, squared=True)
 
     entropy = both(losses.cross_entropy if exclusive else losses.binary_cross_entropy)
     overlap, distance = both(dice), logit_distance(f[0], g[0], weight)
@@ -179,10 +182,10 @@ def logit_distance(
     f: Float[Array, "b *s k"], g: Float[Array, "b *s k"], weight: Float[Array, "b *s"] | None
 ) -> Float[Array, ""]:
     """Mean squared difference of the logits of two branches, over the voxels that count."""
-    square = jnp.square(f - g).mean(-1)
     if weight is None:
-        return square.mean()
-    return jnp.where(weight > 0, weight * square, 0).sum() / jnp.maximum(weight.sum(), 1)
+        return jnp.square(f - g).mean()
+    difference = jnp.where(weight[..., None] > 0, f - g, 0)
+    return (weight * jnp.square(difference).mean(-1)).sum() / jnp.maximum(weight.sum(), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------- LSA

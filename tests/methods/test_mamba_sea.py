@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg_jax import FourierMixing, MambaSea, MixStyle, Supervised, UNet, UserError
+from medseg_jax import FourierMixing, MambaSea, MixStyle, Supervised, UNet, UserError, losses
 from medseg_jax.data.plan import Plan
 from medseg_jax.methods import mamba_sea as ms
 from medseg_jax.methods.objective import Task
@@ -127,10 +127,31 @@ def test_ignored_voxels_change_nothing():
     method, data = MambaSea(VM_UNET).bind(TASK), batch()
     f, g = (jax.random.normal(jax.random.key(i), (4, 16, 16, 2)) for i in (0, 1))
     target, weight = method.target(data["label"])
-    value, _ = ms.objective((f,), (g,), target, weight)
     ignored = (data["label"] == 2)[..., None]
-    other, _ = ms.objective((jnp.where(ignored, jnp.nan, f),), (jnp.where(ignored, 9.0, g),), target, weight)
-    assert value == other
+
+    @jax.jit
+    def value_and_slopes(f, g):
+        return jax.value_and_grad(lambda z: ms.objective((z[0],), (z[1],), target, weight)[0])((f, g))
+
+    expected = value_and_slopes(f, g)
+    found = value_and_slopes(jnp.where(ignored, jnp.nan, f), jnp.where(ignored, 9.0, g))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_dice_is_of_the_batch_or_of_each_image(monkeypatch):
+    logits = 3 * jax.random.normal(jax.random.key(0), (4, 16, 16, 2))
+    monkeypatch.setattr(MambaSea, "branch", lambda *_: ((logits,), {}))
+    found = {}
+    for whole in (True, False):
+        method = MambaSea(U_NET, gva=False, batch_dice=whole).bind(TASK)
+        nothing = {"f": {}, "g": {}}
+        _, (_, parts) = method.loss(nothing, {"stats": nothing}, {}, batch(), jax.random.key(0))
+        expected = losses.dice_loss(
+            logits, *method.target(batch()["label"]), batch=whole, background=True, squared=True
+        )
+        np.testing.assert_allclose(parts["dice_loss"], expected, rtol=1e-6)
+        found[whole] = float(expected)
+    assert found[True] != found[False]
 
 
 def test_the_mode_is_checked():
