@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from medseg_jax.methods.mamba_sea import at_each_call, lsa, style, unit_range
-from medseg_jax.methods.objective import Tree
+from medseg_jax.methods.objective import Tree, check_numbers
 from medseg_jax.methods.supervised import Supervised
 
 
@@ -33,12 +33,15 @@ class MixStyle(Supervised):
     Attributes:
         probability: of each stage to mix; one draw for the batch.
         alpha: of the Beta distribution; small: w is close to 0 or 1.
-        stages: how many of the first stages mix.
+        stages: how many of the first stages mix; of VM-UNet, how many of the first scans.
     """
 
     probability: float = 0.5
     alpha: float = 0.1
     stages: int = 2
+
+    def __post_init__(self):
+        check_numbers(self, shares=("probability",), amounts=("alpha",))
 
     def forward(self, params: Tree, stats: Tree, image: Array, key: Array):
         net_key, style_key = jax.random.split(key)
@@ -71,6 +74,9 @@ class DSU(Supervised):
 
     probability: float = 0.5
 
+    def __post_init__(self):
+        check_numbers(self, shares=("probability",))
+
     def forward(self, params: Tree, stats: Tree, image: Array, key: Array):
         net_key, style_key = jax.random.split(key)
         perturb = at_each_call(lambda key, x: lsa(key, x, "as_run", self.probability), style_key)
@@ -95,6 +101,9 @@ class FourierMixing(Supervised):
     probability: float = 0.5
     strength: float = 1.0
     band: float = 0.1
+
+    def __post_init__(self):
+        check_numbers(self, shares=("probability", "strength", "band"))
 
     def forward(self, params: Tree, stats: Tree, image: Array, key: Array):
         net_key, mix_key = jax.random.split(key)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg_jax import FourierMixing, MambaSea, MixStyle, Supervised, UNet, UserError, losses
+from medseg_jax import DSU, FourierMixing, MambaSea, MixStyle, Supervised, UNet, UserError, losses
 from medseg_jax.data.plan import Plan
 from medseg_jax.methods import mamba_sea as ms
 from medseg_jax.methods.objective import Task
@@ -70,10 +70,23 @@ def test_volumes_have_a_gva_of_their_own():
     assert jax.eval_shape(method.change, params, image, jax.random.key(0)).shape == image.shape
 
 
-@pytest.mark.parametrize("setting", [{"lsa": "all"}, {"lsa_window": 1.5}, {"lsa_probability": -0.1}, {"gva_keep": 3}])
-def test_settings_out_of_range_are_refused(setting):
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        (MambaSea, {"lsa": "all"}),
+        (MambaSea, {"lsa_window": 1.5}),
+        (MambaSea, {"lsa_probability": -0.1}),
+        (MambaSea, {"gva_keep": 3}),
+        (MixStyle, {"probability": 2}),
+        (MixStyle, {"alpha": -1}),
+        (DSU, {"probability": 2}),
+        (FourierMixing, {"strength": 1.5}),
+        (FourierMixing, {"band": -1}),
+    ],
+)
+def test_settings_out_of_range_are_refused(method, setting):
     with pytest.raises(UserError, match=r"LSA|cannot be used"):
-        MambaSea(U_NET, **setting)
+        method(U_NET, **setting)
 
 
 def test_one_network_has_half_the_parameters_and_the_gradient_of_both_branches():
@@ -152,11 +165,6 @@ def test_dice_is_of_the_batch_or_of_each_image(monkeypatch):
         np.testing.assert_allclose(parts["dice_loss"], expected, rtol=1e-6)
         found[whole] = float(expected)
     assert found[True] != found[False]
-
-
-def test_the_mode_is_checked():
-    with pytest.raises(UserError, match="mode of LSA"):
-        MambaSea(U_NET, lsa="window")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------- augmentations
