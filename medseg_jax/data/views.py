@@ -47,7 +47,7 @@ def hold_out_view(dataset: Dataset, domain: str, *, oracle: bool = False) -> Dat
     """The data set for a network that is to meet `domain` for the first time when it is tested.
 
     All cases of the domain are for tests, and so are the target's patients where they turn up in another domain. The
-    other domains keep their split; where none of their cases validates, every fifth patient of each does.
+    other domains keep their split; where none of their cases validates, every fifth patient does, sorted by domain.
 
     Args:
         oracle: the labelled cases of the domain validate instead: what many articles do, and what nobody can who does
