@@ -54,13 +54,11 @@ class Log:
 
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
-    def rewind(self, stage: str, step: int, later_stages: tuple[str, ...]) -> None:
-        """Drops lines that a resumed run will write again."""
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops lines of a stage that a resumed run will write again."""
         if not (self.main and self.path.exists()):
             return
-        kept = [
-            e for e in read(self.path) if e["stage"] not in later_stages and (e["stage"] != stage or e["step"] <= step)
-        ]
+        kept = [e for e in read(self.path) if e["stage"] != stage or e["step"] <= step]
         write(self.path, "".join(json.dumps(e) + "\n" for e in kept))
 
     def start(self, stage: str, step: int, steps: int) -> None:

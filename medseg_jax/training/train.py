@@ -151,7 +151,7 @@ def run_stage(setting: Setting, index: int, stage: Stage, previous: Any) -> Any:
         start, state = found
         say(f"{stage.name}: resuming from step {start} of {steps}")
     log = setting.log
-    log.rewind(stage.name, start, tuple(s.name for s in config.stages[index + 1 :]))
+    log.rewind(stage.name, start)
 
     # ------------------------------------------------------------ loop
     every = config.validate_every or max(steps // 20, 1)

@@ -1,12 +1,18 @@
 """Promises 1 and 2: killed at any instant a run goes on, and ends with the same bits as if it had never stopped."""
 
 import json
+import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from medseg_jax import config as configs
+from medseg_jax.runtime.checkpoint import Checkpoints
+from medseg_jax.runtime.run import stage_folder
+from medseg_jax.training import train as training
 from runs import STEPS, finish, interrupt, last, losses, sha256, start, write_config
 
 
@@ -53,6 +59,28 @@ def test_sigterm_saves_and_the_log_reads_as_if_nothing_had_happened(config, unin
         return {(e["kind"], e["step"]): e.get("dice") for e in lines if e["step"] % 4 == 0}
 
     assert entries(tmp_path / "run") == entries(uninterrupted)
+
+
+def test_a_later_stage_goes_on_with_its_log_and_its_best_weights(config, tmp_path, monkeypatch):
+    """The complete stage before it is opened again, too; that once dropped all lines of the later one."""
+    whole = configs.load(config)
+    first, second = (replace(whole.stages[0], steps=steps, name=name) for steps, name in ((1, "first"), (4, "second")))
+    whole, out = replace(whole, stages=(first, second), validate_every=2), tmp_path / "run"
+
+    def scores(setting, predict, state, frozen):
+        step = int(state["step"])
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"dice": 0.5 - step / 10}
+
+    monkeypatch.setattr(training, "_validate", scores)
+    with pytest.raises(training.Interrupted, match="SIGTERM"):
+        training.train(whole, out, report=False)
+    training.train(whole, out, report=False)
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = [(e["stage"], e["step"]) for e in entries if e["kind"] == "train"]
+    assert steps == [("first", 1), *(("second", step) for step in (1, 2, 3, 4))]
+    assert Checkpoints(stage_folder(out, 1, "second") / "best", read_only=True).steps() == [2]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(config, uninterrupted, tmp_path):

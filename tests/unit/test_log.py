@@ -34,9 +34,10 @@ def test_rewind_drops_what_a_resumed_run_will_write_again(tmp_path):
     log = filled(tmp_path)
     with log.path.open("a") as file:
         file.write(json.dumps({"kind": "train", "stage": "second", "step": 5}) + "\n")
-    log.rewind("train", 20, ("second",))
-    assert [(e["kind"], e["step"]) for e in logs.read(log.path)] == [
-        ("train", 10), ("val", 10), ("train", 20), ("val", 20),
+    log.rewind("train", 20)
+    assert [(e["stage"], e["kind"], e["step"]) for e in logs.read(log.path)] == [
+        ("train", "train", 10), ("train", "val", 10), ("train", "train", 20), ("train", "val", 20),
+        ("second", "train", 5),
     ]  # fmt: skip
 
 
