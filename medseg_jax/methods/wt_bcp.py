@@ -43,7 +43,8 @@ from medseg_jax.types import UserError
 FUSION = {2: (0.1, 0.9), 3: (0.2, 0.5)}
 """(alpha, beta) of the released scripts, by the number of axes."""
 
-TINY = 1e-8  # A range or deviation below this is that of a constant image, whose LF and HF are 0.
+TINY = 1e-8  # A range below this is that of a constant image, whose LF and HF are 0.
+FLAT = 1e-3  # Least deviation to divide by: that of a volume of one brightness with a dark spot is rounding.
 
 # ---------------------------------------------------------------- images
 
@@ -77,13 +78,13 @@ def min_max(x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
 
 
 def z_score_of_bright(x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
-    """(x - mean) / std with mean and (unbiased) std of the voxels above the sample's mean."""
+    """(x - mean) / std of x in [0, 1], with mean and (unbiased) std, `FLAT` or more, of the voxels above the mean."""
     axes = tuple(range(1, x.ndim - 1))
     bright = x > x.mean(axes, keepdims=True)
     count = bright.sum(axes, keepdims=True)
     mean = jnp.where(bright, x, 0).sum(axes, keepdims=True) / jnp.maximum(count, 1)
     square = jnp.where(bright, (x - mean) ** 2, 0).sum(axes, keepdims=True)
-    return (x - mean) / jnp.maximum(jnp.sqrt(square / jnp.maximum(count - 1, 1)), TINY)
+    return (x - mean) / jnp.maximum(jnp.sqrt(square / jnp.maximum(count - 1, 1)), FLAT)
 
 
 def _resized(x: Array, like: Array) -> Array:

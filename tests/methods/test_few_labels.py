@@ -247,6 +247,14 @@ def test_low_and_high_are_finite_also_of_a_constant_image_and_know_no_scale(shap
         assert float(high.max()) <= 1 + 0.9 + 0.09 + 1e-5
 
 
+def test_a_volume_of_one_brightness_with_a_dark_spot_is_not_blown_up():
+    """All voxels above the mean are equal: their deviation is 0, or a rounding error."""
+    for value in (1.0, 0.7):
+        volume = jnp.full((1, 16, 16, 16, 1), value).at[0, 4:6, 3:6, 5:8].set(0)
+        for image in low_high(volume, 0.2, 0.5):
+            assert float(jnp.abs(image).max()) <= 1000
+
+
 def test_nothing_leaves_the_device_in_a_step():
     objective = bound(WTBCP(net=XNET))
     p = parts(objective)
