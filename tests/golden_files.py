@@ -29,3 +29,14 @@ def read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def draw(recipe: ModuleType, entry: dict[str, Any], salt: str) -> np.ndarray:
     """An input: what the recipe makes of an entry of a file's meta (tag, shape, and a range if it is not [-1, 1))."""
     return recipe.array(entry["tag"], tuple(entry["shape"]), salt, entry.get("low"), entry.get("high", 1.0))
+
+
+def kept(stored: str) -> tuple[Any, ...]:
+    """The index that a text such as "logits[..., ::2, ::2]" of a file's meta writes."""
+
+    def one(part: str) -> Any:
+        if ":" in part:
+            return slice(*(int(n) if n.strip() else None for n in part.split(":")))
+        return ... if part.strip() == "..." else int(part)
+
+    return tuple(map(one, stored.partition("[")[2].rstrip("]").split(",")))

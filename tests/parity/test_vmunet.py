@@ -51,19 +51,13 @@ class File:
         """Compares the slice that is kept of an output, within the file's tolerance."""
         entry = self.meta["outputs"][key]
         assert list(found.shape) == entry["shape"], key
-        kept = np.asarray(found)[parse(entry["stored"].removeprefix(key)) if "stored" in entry else ...]
+        kept = np.asarray(found)[golden_files.kept(entry["stored"]) if "stored" in entry else ...]
         tolerance = entry["tolerance"]
         if tolerance.get("exact"):
             np.testing.assert_array_equal(kept, self.arrays[key], err_msg=key)
         else:
             rtol, atol = tolerance.get("rtol", 0), tolerance["atol"]
             np.testing.assert_allclose(kept, self.arrays[key], rtol=rtol, atol=atol, err_msg=key)
-
-
-def parse(text):
-    """ "[:, ::2]" -> the index that it writes."""
-    parts = [part.strip() for part in text.strip("[]").split(",")]
-    return tuple(... if p == "..." else slice(*(int(n) if n else None for n in p.split(":"))) for p in parts)
 
 
 def in_torch_layout(mapping, params, weights):

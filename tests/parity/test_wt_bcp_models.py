@@ -1,7 +1,7 @@
 """The networks of WT-BCP and BCP against the public PyTorch code (golden/wt_bcp), through the weight converters."""
 
-import ast
 import json
+import re
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ class Reference:
         classes = next(facts["shape"][1] for key, facts in self.meta["outputs"].items() if "logits" in key)
         self.fn = Fn(lambda rngs: net.build(channels, classes, rngs))
         self.params, self.stats = jax.eval_shape(self.fn.init, jax.random.key(0))
+        (self.gain,) = map(float, re.findall(r"multiplied by ([\d.]+) ", self.meta.get("gain", "multiplied by 1 ")))
         self.net = net
 
     def weights(self, gain=1.0):
@@ -49,28 +50,11 @@ class Reference:
         value = np.moveaxis(np.asarray(value), -1, 1) if len(facts["shape"]) > 3 else np.asarray(value)
         assert value.shape == tuple(facts["shape"])
         if "stored" in facts:
-            value = value[kept(facts["stored"])]
+            value = value[golden_files.kept(facts["stored"])]
         tolerance = facts["tolerance"]
         np.testing.assert_allclose(
             value, self.arrays[key], rtol=tolerance.get("rtol", 0), atol=tolerance["atol"], err_msg=key
         )
-
-
-def kept(stored: str):
-    """The slices in a text such as "logits[..., ::2, ::2]"."""
-    expression = ast.parse(f"x[{stored.partition('[')[2]}", mode="eval").body
-    assert isinstance(expression, ast.Subscript)
-    index = expression.slice
-    entries = index.elts if isinstance(index, ast.Tuple) else [index]
-
-    def one(entry):
-        if not isinstance(entry, ast.Slice):
-            return ast.literal_eval(entry)
-        return slice(
-            *(None if part is None else ast.literal_eval(part) for part in (entry.lower, entry.upper, entry.step))
-        )
-
-    return tuple(map(one, entries))
 
 
 @pytest.mark.parametrize(("name", "net"), [("xnet2d", XNET_2D), ("xnet3d", XNET_3D)])
@@ -79,7 +63,7 @@ def test_xnet(golden, recipe, name, net):
     assert sum(leaf.size for leaf in jax.tree.leaves(reference.params)) == reference.meta["parameters"]
     x, low, high = (reference.inputs[key] for key in ("main", "low", "high"))
     program = jax.jit(lambda w, *x: reference.fn.apply(*w, x[0], low=x[1], high=x[2])[0])
-    for prefix, gain in (("", 1.0), ("gain/", 1.5)):
+    for prefix, gain in (("", 1.0), ("gain/", reference.gain)):
         loaded = reference.weights(gain)
         logits = program((loaded.params, loaded.stats), x, low, high)
         for head, found in zip(("main", "low", "high"), logits, strict=True):
@@ -90,7 +74,7 @@ def test_xnet(golden, recipe, name, net):
 def test_single_input_networks(golden, recipe, name, net):
     reference = Reference(golden, recipe, name, net)
     program = jax.jit(lambda w, x: reference.fn.apply(*w, x)[0][0])
-    for prefix, gain in (("", 1.0), ("gain/", 1.5)):
+    for prefix, gain in (("", 1.0), ("gain/", reference.gain)):
         loaded = reference.weights(gain)
         reference.check(f"{prefix}logits", program((loaded.params, loaded.stats), reference.inputs["x"]))
 
@@ -117,7 +101,7 @@ def test_xnet_in_training(golden, recipe):
         reference.check(f"logits_{head}", found)
 
     paths = {name: path for path, name in loaded.filled.items()}
-    every = 8  # values of the running statistics that are kept, says the file's note
+    (every,) = map(int, re.findall(r"every (\d+)th value", reference.meta["notes"]))
     for kind in ("running_mean", "running_var"):
         names = [name for name in reference.tensors if name.endswith(kind)]
         reference.check(f"{kind}_after", np.concatenate([at(after, paths[name]) for name in names])[::every])
