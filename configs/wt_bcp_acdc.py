@@ -15,6 +15,7 @@ decay 1e-4 at a constant 0.01, teacher 0.99, w = 0.5, alpha = 0.1, beta = 0.9. O
 * Slices keep their pixel size instead of being squeezed to 256 x 256 (the plan's spacing), images are z-scored.
 * Momentum is Nesterov's, biases and norms are not decayed, gradients are clipped at norm 12.
 * The losses are those of methods/wt_bcp.py as described, not as released (`as_released=True`).
+* Stage 2 begins with an optimiser of its own; the ACDC script goes on with that of stage 1.
 * Validation is every 500 steps instead of 100, on the 10 patients of val.list, never on test; the papers' ACDC protocol
   is the same (best on validation).
 
