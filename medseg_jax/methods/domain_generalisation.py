@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from medseg_jax.methods.mamba_sea import at_each_call, lsa, style, unit_range
 from medseg_jax.methods.objective import Tree, check_numbers
 from medseg_jax.methods.supervised import Supervised
+from medseg_jax.types import UserError
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class MixStyle(Supervised):
 
     def __post_init__(self):
         check_numbers(self, shares=("probability",), amounts=("alpha",))
+        if self.alpha == 0:
+            raise UserError("MixStyle: alpha cannot be used", found="0", expected="above 0")
 
     def forward(self, params: Tree, stats: Tree, image: Array, key: Array):
         net_key, style_key = jax.random.split(key)

@@ -99,6 +99,8 @@ class VMUNet(Network):
             raise UserError("VMUNet wants one entry per stage, and two stages or more", found=counts)
         if any(n % 4 for n in self.features):
             raise UserError("VMUNet.features has a wrong entry", found=self.features, expected="multiples of 4")
+        if not 0 <= self.drop_path < 1:
+            raise UserError("VMUNet.drop_path is no probability", found=self.drop_path, expected="0 or more, below 1")
         if self.mixer not in ("scan", "conv"):
             raise UserError("Unknown VMUNet.mixer", found=self.mixer, expected='"scan" or "conv"')
         if self.skips not in ("published", "unet"):

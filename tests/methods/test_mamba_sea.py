@@ -79,6 +79,7 @@ def test_volumes_have_a_gva_of_their_own():
         (MambaSea, {"gva_keep": 3}),
         (MixStyle, {"probability": 2}),
         (MixStyle, {"alpha": -1}),
+        (MixStyle, {"alpha": 0}),
         (DSU, {"probability": 2}),
         (FourierMixing, {"strength": 1.5}),
         (FourierMixing, {"band": -1}),

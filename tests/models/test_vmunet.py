@@ -286,6 +286,7 @@ def test_a_plan_must_be_two_dimensional():
         (replace(MINI, features=(6, 12)), "multiples of 4"),
         (replace(MINI, mixer="attention"), "attention"),
         (replace(MINI, skips="none"), "none"),
+        (replace(MINI, drop_path=1.0), "below 1"),
     ],
 )
 def test_contradictions_are_user_errors(config, words):
