@@ -5,9 +5,10 @@
         --pretrained vmamba_small_e238_ema.pth
 
 For an accelerator: 256 x 256, batch 8, 40,000 steps for each held-out site, two networks of 27.4 M parameters.
-Compiled, not timed, for one TPU v5e chip (November 2026, `benchmarks/compiled_step.py`, both branches, batch 8): it
-fits, with 0.67 GB of state and batch and 10.4 GB of temporaries, 11.1 of 16 GB; 60 kernel calls and, without what is
-inside them, 0.66 TFLOP a step. The compiler took 8 minutes on two shared CPU cores.
+Compiled, not timed, for one TPU v5e chip with 17.2 GB (December 2026, the step that `medseg preflight` compiles, both
+branches, batch 8): it fits, with 0.68 GB of state and batch and 10.1 GB of temporaries, 11.0 GB in all. A step does
+0.51 TFLOP on matrix units and 0.13 in 60 kernel calls, and moves 57 GB, hence takes at least 0.07 s, bound by HBM. The
+compiler took 8 minutes on two shared CPU cores.
 Not run: no score was obtained. The abstract says mean Dice above 90 % on Prostate; the released code chose the
 weights on the target, which `--oracle` does too, labelled as such.
 
