@@ -466,7 +466,7 @@ def test_tpu_starts_again_when_all_processes_of_a_worker_are_told_to_end(shell, 
     "then",
     [
         'kill -KILL $launcher; (train "$@")',  # the terminal is lost; the same command again
-        "kill -HUP $waiting; wait $launcher",  # the connection to a worker is lost; gcloud calls again
+        "kill -KILL $waiting; wait $launcher",  # the connection to a worker is lost; gcloud calls again
     ],
 )
 def test_tpu_ends_what_still_runs_before_it_starts_again(shell, tmp_path, then):
