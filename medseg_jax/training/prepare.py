@@ -283,7 +283,8 @@ def transfer(state: State, previous: dict[str, Any]) -> State:
         raise UserError(
             "The weights to start from share nothing with this stage", found="no leaf of equal path and shape"
         )
-    say(f"taken over: {len(taken)} of {len(jax.tree.leaves(weights))} arrays")
+    params = sum(name.startswith("params/") for name in taken)  # of what else there is a teacher starts anew
+    say(f"taken over from the stage before: {params} of {len(jax.tree.leaves(state['params']))} arrays of weights")
     new_state = {**state, **new}
     if "ema" in state:
         new_state["ema"] = jax.tree.map(np.copy, new["params"])
