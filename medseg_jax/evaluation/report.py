@@ -253,7 +253,11 @@ def _curves(content: Content) -> str:
     names = [k for k in dict.fromkeys(k for e in val for k in e) if k == "dice" or k.startswith("dice/")]
     charts = []
     if train:
-        series = {"training loss": ([e["step"] for e in train], [e["loss"] for e in train])}
+        series = {}  # a curve a stage: another stage may have another loss
+        for e in train:
+            steps, losses = series.setdefault(e["stage"], ([], []))
+            steps.append(e["step"])
+            losses.append(e["loss"])
         charts.append(line_chart("Training loss", "loss", series))
     if names:
         series = {
