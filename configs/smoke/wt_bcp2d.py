@@ -2,7 +2,8 @@
 
 medseg train configs/smoke/wt_bcp2d.py --out runs/smoke_wt_bcp2d
 
-XNet-Plus is 77 convolutions: of some two minutes on two cores most go into compiling its two steps.
+XNet-Plus is 77 convolutions: of some two minutes on two cores most go into compiling its two steps. Compiled programs
+are kept: the second run takes three quarters of a minute.
 """
 
 from medseg_jax import WTBCP, Augment, Config, Mix, Optim, Stage, WTCopyPaste, XNet

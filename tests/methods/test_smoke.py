@@ -14,7 +14,7 @@ from medseg_jax.training.hold_out import train_hold_out
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.py"))
-SLOW = ("wt_bcp2d",)  # minutes to compile
+SLOW = ("wt_bcp2d", "wt_bcp3d")  # minutes to compile
 
 
 def losses(config, out):
