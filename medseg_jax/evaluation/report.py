@@ -145,7 +145,9 @@ def _summaries(folder: Path) -> list[Path]:
 
 def _title(folder: Path, run: Path) -> str:
     place = folder.relative_to(run).as_posix()
-    return {"validation/best": "best on validation", "validation/last": "last"}.get(place, place.replace("_", " "))
+    plain = place.removesuffix("_postprocessed")
+    words = {"validation/best": "best on validation", "validation/last": "last"}.get(plain, plain.replace("_", " "))
+    return words if plain == place else f"{words}, post-processed"
 
 
 def _read_scores(folder: Path, title: str) -> Scores:
@@ -224,7 +226,7 @@ def _headline(content: Content) -> str:
 
 
 def _count(summary: dict[str, Any]) -> str:
-    patients = f" of {summary['patients']['patients']} patients" if "patients" in summary else ""
+    patients = f" ({summary['patients']['patients']} patients)" if "patients" in summary else ""
     return f"{summary['cases']}{patients}"
 
 
@@ -515,9 +517,13 @@ def _notes(content: Content) -> str:
             f"Intervals: {settings['ci95']}; they say how far the mean would move with other cases of the same kind, "
             "not how it would with another training run.",
         ]
+        said: dict[str, list[str]] = {}  # a remark -> of which scores
         for scores in content.scores:
-            prefix = f"{scores.title.capitalize()}: " if len(content.scores) > 1 else ""
-            lines += [prefix + line for line in remarks(scores.summary)]
+            for line in remarks(scores.summary):
+                said.setdefault(line, []).append(scores.title)
+        for line, titles in said.items():
+            of_all = len(titles) == len(content.scores)
+            lines.append(line if of_all else f"{'; '.join(titles).capitalize()}: {line}")
     return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
 
 

@@ -130,6 +130,20 @@ def test_scores_of_all_evaluations_stand_side_by_side(run):
         assert word in page.text
 
 
+def test_postprocessed_scores_are_named_after_their_weights_and_a_remark_of_all_stands_once(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "validation" / "last", tmp_path / "run" / "validation" / "last_postprocessed")
+    shutil.rmtree(tmp_path / "run" / "unseen_site")
+    for path in (tmp_path / "run" / "validation").glob("*/summary.json"):
+        summary = json.loads(path.read_text())
+        summary["notes"] = ["A remark of all.", *(["Of these alone."] if "last" in path.parent.name else [])]
+        path.write_text(json.dumps(summary))
+    _, page = read(report(tmp_path / "run"))
+    assert "Last, post-processed" in page.text
+    assert page.text.count("A remark of all.") == 1
+    assert "Last; last, post-processed: Of these alone." in page.text
+
+
 def test_everything_from_files_is_escaped(run):
     text, page = read(report(run))
     assert "<script>alert" not in text
