@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     args = tyro.cli(Args, prog="medseg compare", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
 
     from medseg_jax.evaluation.compare import compare
+    from medseg_jax.evaluation.html import figure
 
     result = compare(args.a, args.b, args.out, common=args.common, seed=args.seed)
     if args.json:
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> int:
             if (name and metric not in ("dice", "nsd", "hd95")) or t["p"] is None:
                 continue
             low, high = t["ci95"]
-            interval = "" if low is None else f"{_figure(low, '+').strip()} to {_figure(high, '+').strip()}"
-            figures = "".join((_figure(t["a"]), _figure(t["b"]), " ", _figure(t["difference"], "+")))
+            interval = "" if low is None else f"{figure(low, '+')} to {figure(high, '+')}"
+            figures = f"{figure(t['a']):>10s}{figure(t['b']):>10s}{figure(t['difference'], '+'):>11s}"
             row = f"{f'{name} {metric}'.strip():28s}{figures}   {interval:24s}"
             print(f"{row}{t['p']:8.4f}{t['p_holm']:9.4f}")
     for side in ("a", "b"):
@@ -59,8 +60,3 @@ def main(argv: list[str]) -> int:
     if args.out:
         print(args.out / "compare.html")
     return 0
-
-
-def _figure(value: float, sign: str = "") -> str:
-    """In ten characters: four decimals, one of large ones."""
-    return f"{value:{sign}10.{4 if abs(value) < 100 else 1}f}"

@@ -55,10 +55,10 @@ def _test_rows(tests: dict[str, Any], about: dict[str, Any]) -> list[str]:
             rows.append(html.row(name, html.cell("not defined in any case", kind="text soft"), *["<td></td>"] * 7))
             continue
         low, high = t["ci95"]
-        interval = "–" if low is None else f"{low:+.4f} to {high:+.4f}"
+        interval = "–" if low is None else f"{html.figure(low, '+')} to {html.figure(high, '+')}"
         better = html.cell(t["better"].upper() if t["better"] else "no claim", kind="" if t["better"] else "soft")
-        cells = [html.cell(f"{t[side]:.4f}") for side in ("a", "b")]
-        cells += [html.cell(f"{t['difference']:+.4f}"), html.cell(interval), html.cell(f"{t['p']:.4f}")]
+        cells = [html.cell(html.figure(t[side])) for side in ("a", "b")]
+        cells += [html.cell(html.figure(t["difference"], "+")), html.cell(interval), html.cell(f"{t['p']:.4f}")]
         kind = "total" if t["p_holm"] < 0.05 else ""
         rows.append(
             html.row(name, *cells, html.cell(f"{t['p_holm']:.4f}"), better, html.cell(str(t["cases"])), kind=kind)

@@ -56,8 +56,13 @@ def number(metric: str, value: float | None) -> str:
     if not np.isfinite(value):
         return "∞"
     if metric == "volume_error":
-        return f"{value:.3g}"
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return f"{value:.2f}" if metric in (*DISTANCES, "lesion_fp") else f"{value:.3f}"
+
+
+def figure(value: float, sign: str = "") -> str:
+    """Of a comparison: four decimals, one of large ones."""
+    return f"{value:{sign}.{4 if abs(value) < 100 else 1}f}"
 
 
 def interval(metric: str, bounds: Sequence[float | None]) -> str:
