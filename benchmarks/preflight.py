@@ -25,8 +25,12 @@ TOPOLOGIES = ("v5e-1", "h100x1", "v5e-16", "v5e-256")
 SLICES = ("v5e-1", "v5e-4", "v5e-16", "v5e-64", "v5e-256")
 MODELS = ("configs/unet_hippocampus.py", "configs/mamba_sea_vessels.py")
 
+HIPPOCAMPUS = {"patch_size": (40, 56, 40), "channels": 1, "classes": 2, "cases": 96}
 DATA: dict[str, dict[str, Any]] = {
-    "unet_hippocampus": {"patch_size": (40, 56, 40), "channels": 1, "classes": 2, "cases": 96},
+    "unet_hippocampus": HIPPOCAMPUS,
+    "hippocampus_supervised": HIPPOCAMPUS,
+    "hippocampus_mean_teacher": HIPPOCAMPUS,
+    "hippocampus_bcp": HIPPOCAMPUS,
     "unet_isic2018": {"patch_size": (256, 256), "channels": 3, "classes": 1, "cases": 500},
     "kms_noise_jsrt": {"patch_size": (128, 128), "channels": 1, "classes": 5, "overlapping": True, "cases": 124},
     "robust_jsrt": {"patch_size": (128, 128), "channels": 1, "classes": 5, "overlapping": True, "cases": 124},
