@@ -4,6 +4,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
+from medseg_jax.config import load
+
 FILE = Path(__file__).parents[2] / "benchmarks" / "tables.py"
 spec = importlib.util.spec_from_file_location("tables", FILE)
 tables = importlib.util.module_from_spec(spec)
@@ -23,11 +27,22 @@ def test_goals_that_are_missed_are_said_to_be(tmp_path):
     assert "Versions: jax 1." in page
 
 
-def test_tables_of_preflight(tmp_path, monkeypatch):
-    """A row a stage, what does not fit with what it needs; a page keeps all that stands around the markers."""
+@pytest.fixture
+def preflight():
     spec = importlib.util.spec_from_file_location("preflight_tables", FILE.with_name("preflight.py"))
-    preflight = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(preflight)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_sizes_of_every_config_are_known_to_preflight(preflight):
+    configs = {path: load(preflight.ROOT / path) for path in preflight.config_files()}
+    real = {p for p, config in configs.items() if not config.plan and not config.data.startswith("phantoms")}
+    assert {Path(p).stem for p in real} <= preflight.DATA.keys()
+
+
+def test_tables_of_preflight(preflight, tmp_path, monkeypatch):
+    """A row a stage, what does not fit with what it needs; a page keeps all that stands around the markers."""
     seconds = {"matrix units": 0.009, "HBM": 0.002, "interconnect": 0.001}
     fine = {
         "stage": "train",
