@@ -135,17 +135,21 @@ def peer_is_lost(error: BaseException) -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the others (see `join`) for what follows.
+    """Joins the others (see `join`) for what follows, and leaves when all do.
 
+    JAX ends all of them five minutes after the first is done, when process 0 may still be summing up.
     After an error one of several processes ends at once: an orderly exit would wait for the others, who wait for this
     one in a collective operation. Its sudden end is what they notice.
     """
     several = join()
     try:
         yield
+        wait_for_all("done")
     except Exception as error:
         if not several:
             raise
+        if peer_is_lost(error):
+            error = PeerLost("Another process was lost at the end of this run", remedy="start all of them again")
         if isinstance(error, UserError):
             print(error, file=sys.stderr, flush=True)
         else:
