@@ -90,20 +90,17 @@ class Journal:
                 remedy="choose an empty folder, or --overwrite",
             )
         finished = earlier["cases"] if earlier else {}
-        if earlier and earlier["made_by"] != made_by:
-            before = earlier["made_by"]
+        before = earlier["made_by"] if earlier else made_by
+        if finished and before != made_by and not overwrite:
             keys = [key for key in {**before, **made_by} if before.get(key) != made_by.get(key)]
-            if finished and not overwrite:
-                raise UserError(
-                    "The output folder holds predictions of another run or with other settings",
-                    file=folder / "predict.json",
-                    found="; ".join(f"{key}: {before.get(key)}, now {made_by.get(key)}" for key in keys),
-                    remedy="choose another folder, or --overwrite",
-                )
-            for entry in finished.values():
-                for name in entry["outputs"]:
-                    (folder / name).unlink(missing_ok=True)
-            finished = {}
+            raise UserError(
+                "The output folder holds predictions of another run or with other settings",
+                file=folder / "predict.json",
+                found="; ".join(f"{key}: {before.get(key)}, now {made_by.get(key)}" for key in keys),
+                remedy="choose another folder, or --overwrite",
+            )
+        if overwrite:
+            _remove(folder, [name for entry in finished.values() for name in entry["outputs"]])
         journal = cls(folder, {**about, "made_by": made_by, "cases": {} if overwrite else finished})
         journal.save()
         return journal
@@ -123,9 +120,16 @@ class Journal:
 
     def add(self, case: Case, outputs: Sequence[Path], shape: Sequence[int], seconds: float) -> None:
         """Notes that a case is finished; `outputs` are relative to the folder, the label map first."""
+        stamps, names = _stamps(case), [path.as_posix() for path in outputs]
+        earlier = self.content["cases"].get(case.id, {"inputs": stamps, "outputs": []})
+        others = [name for name in earlier["outputs"] if name not in names and (self.folder / name).is_file()]
+        if earlier["inputs"] == stamps:
+            names += others
+        else:  # maps of an image that is no more
+            _remove(self.folder, others)
         self.content["cases"][case.id] = {
-            "inputs": _stamps(case),
-            "outputs": [path.as_posix() for path in outputs],
+            "inputs": stamps,
+            "outputs": names,
             "shape": list(shape),
             "seconds": round(seconds, 3),
         }
@@ -134,6 +138,11 @@ class Journal:
     def save(self) -> None:
         """Writes predict.json, whole or not at all."""
         write(self.folder / "predict.json", json.dumps(self.content, indent=1, ensure_ascii=False))
+
+
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _read_journal(path: Path) -> dict[str, Any] | None:

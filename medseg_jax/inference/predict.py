@@ -128,8 +128,8 @@ def predict(
             mutual information. It holds a slab for each of them, instead of one for all augmented views.
         save_dicom_seg: also write each label map as DICOM-SEG; all cases must be DICOM series.
         postprocessing: "chosen": as the run chose on its validation cases; "none".
-        overwrite: predict every case anew, also where `output` was made by another run or with other settings; what
-            that run left there is removed.
+        overwrite: predict every case anew, also where `output` was made by another run or with other settings; earlier
+            predictions are removed first.
         progress: tell on stderr how far it is.
 
     Returns:

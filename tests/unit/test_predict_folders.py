@@ -214,6 +214,20 @@ def test_overwrite_repeats_everything(tmp_path):
     assert network.calls == 6
 
 
+def test_no_map_of_an_image_that_was_replaced_stays(tmp_path):
+    """It would be scored beside the new label map. Maps of the same image, asked for one after the other, all stay."""
+    source, out, run = folder_of_cases(tmp_path / "in", 2), tmp_path / "out", make_run(tmp_path / "run")
+    predict(run, source, out, save_probabilities=True, progress=False)
+    predict(run, source, out, save_uncertainty=True, progress=False)
+    assert (out / "probabilities" / "c0.npz").exists()
+    write_nifti(source / "c0.nii.gz", random_volume(4, 5, 6, seed=7))
+    predict(run, source, out, progress=False)
+    assert {p.name[:2] for p in out.glob("*/c*")} == {"c1"}
+    (source / "c1.nii.gz").unlink()
+    predict(run, source, out, overwrite=True, progress=False)
+    assert sorted(p.name for p in out.rglob("c*")) == ["c0.nii.gz"]
+
+
 def test_a_folder_of_other_images_is_not_overwritten(tmp_path):
     source, labels = folder_of_cases(tmp_path / "in"), folder_of_cases(tmp_path / "labels")
     before = {p.name: p.read_bytes() for p in labels.iterdir()}
