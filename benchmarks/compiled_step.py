@@ -11,9 +11,10 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
+
+from medseg_jax.runtime import chips
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
@@ -30,14 +31,7 @@ def main() -> None:
     parser.add_argument("--scan", default="pallas_tpu", help="backend of the selective scan")
     parser.add_argument("--remat", action="store_true")
     args = parser.parse_args()
-    os.environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is run, so that several may compile at once
-    }
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    os.environ |= chips.environment(chips.parse_topology("v5e-4"))  # the same for every TPU
     print(json.dumps({"target": args.target, "batch": args.batch, **compiled(args)}, indent=1))
 
 

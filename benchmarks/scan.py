@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medseg_jax.runtime import chips
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "scan.json"
 GROUPS, STATES = 4, 16
@@ -34,12 +36,6 @@ REVERSE = (False, False, True, True)
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 STAGES = tuple((8, 4096 // 4**i, 192 * 2**i) for i in range(4)) + tuple((6, 9216 // 4**i, 192 * 2**i) for i in range(4))
 """(batch, length, d) of VM-UNet's four stages: Fundus (8 images of 256 x 256), Prostate (6 of 384 x 384)."""
-H100 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000
-l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3" """
 
 
 def shapes(b: int, length: int, d: int, shared: bool = True) -> tuple[tuple[int, ...], ...]:
@@ -127,19 +123,15 @@ def _least(run, *arrays, repeats: int = 7) -> float:
 
 def one(target: str, b: int, length: int, d: int, what: str, chunk: int | None = None) -> dict:
     """Compiles one program and reads the compiler's report. Run in a process of its own (flags are read at import)."""
-    return (_one_gpu if target == "h100" else _one_tpu)(target, b, length, d, what, chunk)
+    if target == "h100":
+        return _one_gpu(b, length, d, what, chunk)
+    return _one_tpu(target, b, length, d, what, chunk)
 
 
 def _one_tpu(target: str, b: int, length: int, d: int, what: str, chunk: int | None) -> dict:
     with tempfile.TemporaryDirectory() as dump:
-        os.environ |= {
-            "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
-        }
+        os.environ |= chips.environment(chips.parse_topology("v5e-4"))  # the same for every TPU
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
         import jax
         import jax.numpy as jnp
         from jax.experimental import topologies
@@ -194,28 +186,15 @@ def inner_loops(text: str) -> list[float]:
     return loops
 
 
-def _one_gpu(target: str, b: int, length: int, d: int, what: str, chunk: int | None) -> dict:
-    import importlib.util
-
-    cuda = next(iter(getattr(importlib.util.find_spec("nvidia"), "submodule_search_locations", None) or [""]))
-    cuda = Path(cuda) / "cu13"
-    os.environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "MOSAIC_GPU_DUMP_PTXAS": "1",
-        "PATH": f"{cuda / 'bin'}:{os.environ['PATH']}",
-        "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={cuda}",
-        "CUDA_ROOT": str(cuda),
-    }
+def _one_gpu(b: int, length: int, d: int, what: str, chunk: int | None) -> dict:
+    h100 = chips.parse_topology("h100")
+    os.environ |= chips.environment(h100) | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    devices = topologies.get_topology_desc(
-        platform="cuda", topology_name=target, target_config=H100, topology="1x1x1"
-    ).devices
-    place = NamedSharding(Mesh(np.array(devices[:1]), ("d",)), PartitionSpec())
+    from medseg_jax.runtime.sharding import make_mesh, replicated
+
+    place = replicated(make_mesh(devices=chips.devices(h100)[:1]))
     arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes(b, length, d)]
     with tempfile.TemporaryFile("w+") as report:  # ptxas reports through the process's own file descriptors
         kept = [(fd, os.dup(fd)) for fd in (1, 2)]
