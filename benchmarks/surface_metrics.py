@@ -61,8 +61,6 @@ def ours(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ..
 
 def peer_functions() -> dict:
     """Runs in the peers' environment: name -> function of (prediction, reference, spacing)."""
-    if not hasattr(np, "Inf"):
-        np.inf, np.nan = np.inf, np.nan  # type: ignore[attr-defined]  # surface-distance 0.1 uses names of NumPy 1
     import monai.metrics as monai  # type: ignore
     import surface_distance  # type: ignore
     import torch  # type: ignore

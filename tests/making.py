@@ -38,8 +38,7 @@ def save(path: Path, array: np.ndarray, **options) -> Path:
 
 def save_palette(path: Path, index: np.ndarray, palette: list[int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(index, "L").convert("P") if False else Image.fromarray(index)
-    image = Image.frombytes("P", image.size, index.tobytes())
+    image = Image.frombytes("P", index.shape[::-1], index.tobytes())
     image.putpalette(palette)
     image.save(path)
 
