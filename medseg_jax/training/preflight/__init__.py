@@ -162,7 +162,8 @@ def examine(
         limit = ask.asked + compiles
         try:
             if stages[worst]["fits"] is False:
-                found["suggestions"] = suggestions(config, worst, stages[worst], target, ask, limit - 2)
+                for offer in suggestions(config, worst, stages[worst], target, ask, limit - 2):
+                    found["suggestions"].append(offer)
             found["largest"] = largest_batch(config, worst, stages[worst], target, ask, limit)
         except KeyboardInterrupt:
             notes.append("the search was stopped; what had been compiled stands here")

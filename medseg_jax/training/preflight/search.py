@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from medseg_jax.config import Config, Rule
@@ -65,7 +66,8 @@ def largest_batch(
 
     Returns:
         rows, rows_per_chip, memory of the largest batch that was compiled and fits; known_to (a share), `compiles`, and
-        ended: what became of a program that neither fits nor does not (timed out, crashed, refused). None if none fits.
+        ended: what became of a program that neither fits nor does not (timed out, crashed, refused; stopped by
+        Ctrl-C). None if none fits.
     """
     parts = parts_of_a_batch(config, target)
     labelled, unlabelled = (n // parts for n in first["rows"])
@@ -88,7 +90,10 @@ def largest_batch(
         guess = _next_guess(seen, low, high, step, target.memory)
         rows = [n // unit * guess * parts for n in (labelled, unlabelled)]
         title = f"training step of {config.stages[index].name}, {sum(rows) / target.chips:g} rows a chip"
-        seen[guess] = ask("train", index, rows, title)
+        try:
+            seen[guess] = ask("train", index, rows, title)
+        except KeyboardInterrupt:
+            seen[guess] = {"status": "stopped", "fits": None}
     low, high = max(fitting(), default=0), min(too_large(), default=None)
     if not low:
         return None
@@ -126,7 +131,7 @@ def _next_guess(seen: dict[int, dict[str, Any]], low: int, high: int | None, ste
 
 def suggestions(
     config: Config, index: int, first: dict[str, Any], target: Topology, ask: Asker, limit: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """What could be changed, with the memory that it gives; tested as far as `limit` allows, cheapest first."""
     chips, parts = parts_of_a_batch(config, target), config.stages[index].optim.accumulate
     offers: list[tuple[dict[str, Any], str]] = [
@@ -141,7 +146,7 @@ def suggestions(
         offers.append(({"fsdp": chips}, f"fsdp: parameters and optimiser split over {chips} chips"))
     if config.spatial == 1 and chips % (2 * config.fsdp) == 0:
         offers.append(({"spatial": 2}, "spatial: each sample cut along its longest side, shared by 2 chips"))
-    rows, out = first["rows"], []
+    rows = first["rows"]
     for change, words in offers:
         if any(n % (change.get("accumulate", 1) * chips) for n in rows):
             continue
@@ -152,11 +157,10 @@ def suggestions(
             continue
         offer = {"change": change, "words": words, "how": how_to(change, index, config)}
         if ask.asked >= limit:
-            out.append({**offer, "status": "not tested", "fits": None, "memory": None})
+            yield {**offer, "status": "not tested", "fits": None, "memory": None}
             continue
         reply = ask("train", index, rows, f"it with {words.partition(':')[0]}", change)
-        out.append({**offer, "status": reply["status"], "fits": reply["fits"], "memory": needed(reply)})
-    return out
+        yield {**offer, "status": reply["status"], "fits": reply["fits"], "memory": needed(reply)}
 
 
 def changed(config: Config, index: int, change: dict[str, Any]) -> Config:
