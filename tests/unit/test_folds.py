@@ -14,6 +14,7 @@ from medseg_jax import Augment, Config, Optim, Stage, Supervised, UNet
 from medseg_jax.cli import main
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset
+from medseg_jax.evaluation.verify import verify
 from medseg_jax.inference.predict import predict
 from medseg_jax.runtime.run import open_runs
 from medseg_jax.training.folds import fold_view, train_folds
@@ -101,6 +102,10 @@ def test_every_fold_is_a_run_and_the_summary_pools_them(crossed, phantoms):
         assert (folder / "report.html").stat().st_size > 10_000
     assert sorted(json.loads((crossed / "folds.json").read_text())["1"]) == said[1]["val"]
     assert set(json.loads((crossed / "postprocessing.json").read_text())) == {"last", "best"}
+
+
+def test_folds_are_what_they_say(crossed):
+    assert not [check for k in (0, 1) for check in verify(crossed / f"fold_{k}") if check.state == "problem"]
 
 
 def test_predicting_with_it_averages_its_folds(crossed, phantoms, tmp_path):
