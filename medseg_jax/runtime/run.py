@@ -147,11 +147,11 @@ def open_run(path: str | Path, checkpoint: Literal["best", "last"] = "best") -> 
             weights = state.get("ema") or state["params"]
             aux = {name: value for name, value in state["aux"].items() if name != "cases"}
             return opened(index, step, checkpoint, weights, aux)
-    raise UserError(
-        f"The run has no {checkpoint} weights yet",
-        file=path / "checkpoints",
-        remedy="let medseg train go on until its first checkpoint (run the same command again to resume)",
-    )
+    if checkpoint == "best" and any(path.glob("checkpoints/*/last/*.sha256.json")):
+        remedy = "use --checkpoint last: nothing has been validated yet, or there are no validation cases"
+    else:
+        remedy = "let medseg train go on until its first checkpoint (run the same command again to resume)"
+    raise UserError(f"The run has no {checkpoint} weights yet", file=path / "checkpoints", remedy=remedy)
 
 
 # ---------------------------------------------------------------- several runs

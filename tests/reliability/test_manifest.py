@@ -12,7 +12,7 @@ from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
 from medseg_jax.runtime.run import open_run
 from medseg_jax.training.train import train
 from medseg_jax.types import UserError
-from runs import last, sha256, write_config
+from runs import STEPS, last, sha256, write_config
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,14 @@ def test_damaged_weights_never_predict(run, which):
     with pytest.raises(UserError, match="damaged") as error:
         open_run(run, which)
     assert victim.name in str(error.value)
+
+
+def test_a_run_that_was_never_validated_has_last_weights(run):
+    shutil.rmtree(run / "checkpoints" / "0_train" / "best")
+    with pytest.raises(UserError, match="no best weights") as error:
+        open_run(run)
+    assert "--checkpoint last" in error.value.remedy
+    assert open_run(run, "last").step == STEPS
 
 
 def test_a_state_of_another_shape_is_refused_in_words(run):
