@@ -1,7 +1,8 @@
 """Where this package keeps what it can make again (preprocessed cases, compiled programs, embedded phantoms), what
-folders of domains and classes are called, files that are written whole or not at all, and records that are read.
+folders of domains and classes are called, files that are written whole or not at all, their hash, and reading records.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -41,6 +42,12 @@ def write(path: Path, content: str | bytes) -> Path:
     with replacing(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_record(path: Path, *needed: str) -> dict[str, Any]:

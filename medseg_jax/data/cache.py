@@ -6,7 +6,6 @@
 A case is one folder with image.npy [d, h, w, c] float32, label.npy [d, h, w] and case.json (record, foreground voxels,
 size and sha256 of both files, and its own sha256). It is written under another name and renamed into place, so a folder
 that bears a case's name is whole, whoever was killed; bits that rot later are found by size, or by hash with `verify`.
-
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ from medseg_jax.data.geometry import (
 )
 from medseg_jax.data.plan import Plan
 from medseg_jax.ops.clahe import clahe_lab
-from medseg_jax.paths import cache_home
+from medseg_jax.paths import cache_home, file_sha256
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 if TYPE_CHECKING:
@@ -289,11 +288,6 @@ class Damaged(Exception):
     """An entry cannot be used; the message says why."""
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -307,7 +301,7 @@ def _write_entry(folder: Path, done: Preprocessed, labels: Labels, case: Case) -
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
     body = {
         "record": dataclasses.asdict(done.record),
         "files": files,
@@ -345,7 +339,7 @@ def _inspect(folder: Path, verify: bool) -> dict[str, Any]:
         size = path.stat().st_size if path.is_file() else -1
         if size != facts["bytes"]:
             raise Damaged(f"{name} is missing" if size < 0 else f"{name} has {size} bytes instead of {facts['bytes']}")
-        if verify and _sha256(path) != facts["sha256"]:
+        if verify and file_sha256(path) != facts["sha256"]:
             raise Damaged(f"{name} was altered (sha256)")
     return body
 

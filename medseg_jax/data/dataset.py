@@ -52,7 +52,7 @@ from medseg_jax.data.dataset_json import (
     parse_labels,
     required,
 )
-from medseg_jax.paths import write
+from medseg_jax.paths import file_sha256, write
 from medseg_jax.types import Case, Geometry, Labels, UserError
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs", "imagesUn": None}
@@ -280,10 +280,7 @@ def _folder(case: Case) -> str:
 
 
 def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path) if path.is_file() else "missing"
 
 
 # ----------------------------------------------------------------------------------------------------- cases and splits

@@ -30,8 +30,7 @@ from medseg_jax.inference import postprocess
 from medseg_jax.inference.model_card import model_card
 from medseg_jax.methods.objective import Objective, Tree
 from medseg_jax.ops.plain import plain_forms
-from medseg_jax.paths import read_record, write
-from medseg_jax.runtime.checkpoint import file_sha256
+from medseg_jax.paths import file_sha256, read_record, write
 from medseg_jax.runtime.run import WEIGHTS, Run, folds_of, open_run
 from medseg_jax.runtime.tensors import save_tree
 from medseg_jax.types import UserError

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from medseg_jax.paths import file_sha256
 from medseg_jax.runtime.distributed import PeerLost, from_main, peer_is_lost, wait_for_all
 from medseg_jax.types import UserError
 
@@ -203,12 +204,6 @@ def restore_tree(folder: Path, like: Any = None) -> Any:
 
 def _manifest(folder: Path) -> Path:
     return folder.with_name(folder.name + ".sha256.json")
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _table_sha256(files: dict[str, str]) -> str:

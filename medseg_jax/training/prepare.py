@@ -26,9 +26,8 @@ from medseg_jax.data.planning import make_plan
 from medseg_jax.data.verify import check_dataset
 from medseg_jax.methods.objective import Objective, Task, check_batch
 from medseg_jax.models.network import Network
-from medseg_jax.paths import read_record, write
+from medseg_jax.paths import file_sha256, read_record, write
 from medseg_jax.runtime import distributed, sharding
-from medseg_jax.runtime.checkpoint import file_sha256
 from medseg_jax.runtime.environment import describe
 from medseg_jax.runtime.guards import Stop, heed
 from medseg_jax.runtime.log import say
