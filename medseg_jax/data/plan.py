@@ -86,6 +86,11 @@ class Plan:
         """Total stride of the network along each axis."""
         return tuple(math.prod(stage[axis] for stage in self.strides) for axis in range(self.dim))
 
+    @property
+    def patch_spacing(self) -> tuple[float, ...]:
+        """Of a patch's axes; 1 where they stay as they are in the files."""
+        return tuple(s or 1.0 for s in self.spacing or (1.0,) * 3)[-self.dim :]
+
     def save(self, path: str | Path) -> None:
         """Writes JSON meant for editing by hand."""
         write(Path(path), _to_json(self))

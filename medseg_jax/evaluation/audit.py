@@ -42,6 +42,7 @@ from medseg_jax.data.plan import Plan
 from medseg_jax.evaluation import html
 from medseg_jax.evaluation.metrics.calibration import reliability
 from medseg_jax.evaluation.metrics.pr import average_precision
+from medseg_jax.inference.predict import write_map
 from medseg_jax.inference.sliding_window import predict_volume
 from medseg_jax.inference.uncertainty import entropy
 from medseg_jax.methods.kms_noise import KMSNoise, Posterior, Prior, cost_of_flip, error_probability, infer
@@ -247,14 +248,13 @@ def _open_posteriors(run: Path, dataset: Dataset) -> Posteriors:
     plan = opened.plan
     cache = build_cache(whole, plan, config.cache)
     cases = dataset.subset("train")
-    spacing = tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
     task = Task(
         plan,
         dataset.labels,
         plan.channels_seen,
         len(dataset.cases),
         extent=cache.extent([case.id for case in cases]),
-        sample_size=stage.augment.sample_size(plan.patch_size, spacing),
+        sample_size=stage.augment.sample_size(plan.patch_size, plan.patch_spacing),
     )
     method = replace(stage.objective, nodes=stage.objective.nodes or 9).bind(task)  # an expectation, not a sample
     state = restore_tree(folder / str(steps[-1]))
@@ -285,7 +285,7 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
     counted = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
     wrong = np.where(counted[..., None], wrong, 0)
     whole = wrong.max(-1)  # [*s]
-    _write_map(out / "maps" / (case.label or Path(case.id)).name, whole, geometry)
+    write_map(out / "maps" / (case.label or Path(case.id)).name, whole, geometry)
 
     masks = labels.masks(label)  # [classes, *s]
     present = np.moveaxis(masks, 0, -1) if wrong.shape[-1] > 1 else masks.any(0)[..., None]  # [*s, f]
@@ -309,12 +309,6 @@ def _audit_case(posteriors: Posteriors, case: Case, out: Path) -> tuple[Found, d
         mark = _marks(given, right, scores, labels)
     picture = _picture(image, label, whole, geometry, labels)
     return Found(row, picture), mark
-
-
-def _write_map(path: Path, values: np.ndarray, geometry: Geometry) -> None:
-    values = values[..., None].astype(np.float32)
-    png = io.suffix(path) == ".png"
-    io.write_image(path, np.rint(255 * values).astype(np.uint8) if png else values, geometry)
 
 
 def _of_label(p: np.ndarray, target: np.ndarray, labels: Labels) -> np.ndarray:

@@ -367,7 +367,7 @@ def _write_probabilities(run: Run, kept: np.ndarray, geometry: Geometry, label: 
     _write_npz(files[0], probabilities=probabilities, classes=classes, affine=geometry.affine)
     for name, index in zip(run.labels.names, range(len(classes) - len(run.labels.names), len(classes)), strict=True):
         files.append(files[0].with_name(f"{io.stem(label)}_{re.sub(r'[^\w.-]', '_', name)}{io.suffix(label)}"))
-        _write_map(files[-1], probabilities[..., index], geometry)
+        write_map(files[-1], probabilities[..., index], geometry)
     return files
 
 
@@ -376,14 +376,14 @@ def _write_maps(maps: Mapping[str, np.ndarray], geometry: Geometry, label: Path)
     folder, found = label.parent / "uncertainty", {name: from_canonical(m, geometry) for name, m in maps.items()}
     files = [folder / f"{io.stem(label)}_{name}{io.suffix(label)}" for name in found]
     for path, (name, values) in zip(files, found.items(), strict=True):
-        _write_map(path, values, geometry, uncertainty.LARGEST[name])
+        write_map(path, values, geometry, uncertainty.LARGEST[name])
     if io.suffix(label) == ".png":
         files.append(folder / f"{io.stem(label)}.npz")
         _write_npz(files[-1], **found, affine=geometry.affine)
     return files
 
 
-def _write_map(path: Path, values: np.ndarray, geometry: Geometry, largest: float = 1.0) -> None:
+def write_map(path: Path, values: np.ndarray, geometry: Geometry, largest: float = 1.0) -> None:
     """A map [*s] of numbers from 0 to `largest`, float32; in a PNG from black to white."""
     values = values[..., None]  # [*s, 1]
     png = io.suffix(path) == ".png"

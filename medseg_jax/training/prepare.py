@@ -200,11 +200,7 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
 
 def sample_size(stage: Stage, plan: Plan) -> tuple[int, ...]:
     """Sides of the samples that are read, from which augmentation cuts patches."""
-    return stage.augment.sample_size(plan.patch_size, _spacing(plan))
-
-
-def _spacing(plan: Plan) -> tuple[float, ...]:
-    return tuple(s or 1.0 for s in plan.spacing or (1.0,) * 3)[-plan.dim :]
+    return stage.augment.sample_size(plan.patch_size, plan.patch_spacing)
 
 
 def stage_parts(config: Config, index: int, task: Task, batch: Any) -> tuple[StepParts, int]:
@@ -215,7 +211,7 @@ def stage_parts(config: Config, index: int, task: Task, batch: Any) -> tuple[Ste
     check_batch(objective, batch)
     params, _ = jax.eval_shape(lambda b: objective.init(jax.random.key(0), b), batch)
     optimizer = make_optimizer(stage.optim, steps, params)
-    return StepParts(objective, optimizer, stage, config.ema, _spacing(plan), plan.patch_size), steps
+    return StepParts(objective, optimizer, stage, config.ema, plan.patch_spacing, plan.patch_size), steps
 
 
 def abstract_state(parts: StepParts, start: tuple[Any, int], config: Config, mesh: Mesh) -> Any:
