@@ -159,13 +159,10 @@ def _read_scores(folder: Path, title: str) -> Scores:
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
-    """Entries of log.jsonl, steps counted through all stages; a line cut off by a kill is left out."""
-    entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
+    """Entries of log.jsonl, steps counted through all stages."""
+    from medseg_jax.runtime import log
+
+    entries = log.read(path) if path.is_file() else []
     offset = 0
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
         own = [entry for entry in entries if entry["stage"] == stage]

@@ -164,6 +164,7 @@ def _checkpoints(run: Path) -> Iterator[Check]:
 def _weights(run: Path) -> Iterator[Check]:
     import jax
 
+    from medseg_jax.data.pipeline import batch_shapes
     from medseg_jax.methods.objective import Task
     from medseg_jax.runtime.checkpoint import restore_tree, verify_manifest
     from medseg_jax.runtime.run import stage_folder
@@ -171,13 +172,7 @@ def _weights(run: Path) -> Iterator[Check]:
 
     config, plan, _, labels = _open(run)
     size = tuple(plan.patch_size)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *size, plan.channels_seen), np.float32),
-        "label": jax.ShapeDtypeStruct((1, *size), np.int32),
-        "case": jax.ShapeDtypeStruct((1,), np.int32),
-        "domain": jax.ShapeDtypeStruct((1,), np.int32),
-    }
-    batch |= {f"unlabelled{key}": value for key, value in {"": batch["image"], "_case": batch["case"]}.items()}
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in batch_shapes(plan, size, (1, 1)).items()}
     side = (1, *size)[-3:]  # parameters do not depend on the cases, nor on how large these are
     task = Task(plan, labels, plan.channels_seen, cases=1, extent=(side, side), sample_size=size)
     for index, stage in enumerate(config.stages):
