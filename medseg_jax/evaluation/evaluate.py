@@ -44,7 +44,7 @@ from medseg_jax.evaluation.metrics.cldice import cldice
 from medseg_jax.evaluation.metrics.detection import IOU, match_lesions
 from medseg_jax.evaluation.metrics.overlap import overlap, relative_volume_error, volume
 from medseg_jax.evaluation.metrics.surface import assd, hausdorff, nsd, surface_distances
-from medseg_jax.evaluation.pairs import Pair, compare_classes, discover_labels, find_pairs, only_learned, some
+from medseg_jax.evaluation.pairs import Pair, Pairs, compare_classes, discover_labels, find_pairs, only_learned, some
 from medseg_jax.paths import replacing
 from medseg_jax.types import Labels, UserError
 
@@ -104,6 +104,13 @@ class Settings:
     lesion_iou: float = IOU
     cldice: bool = False
 
+    def __post_init__(self):
+        iou, tolerance = self.lesion_iou, self.nsd_tolerance
+        if not 0 < iou <= 1:
+            raise UserError("The IoU of matching lesions is a share", found=iou, expected="above 0, at most 1")
+        if not 0 <= tolerance < math.inf:
+            raise UserError("The tolerance of nsd is a distance", found=tolerance, expected="a number, 0 or more")
+
 
 def evaluate(
     pred: str | Path,
@@ -153,35 +160,17 @@ def evaluate(
             references, files that do not lie in one space, unknown label values. All cases with a problem are listed
             at once; nothing is written.
     """
-    view = ref if isinstance(ref, Dataset) else None
-    ref = ref.root if isinstance(ref, Dataset) else Path(ref)
-    found = find_pairs(Path(pred).absolute(), ref.absolute(), split, missing, view)
-    notes = list(found.notes)
-    given, labels = labels, labels or found.labels
-    if labels is None:
-        labels = discover_labels(found.pairs)
-        values = ", ".join(str(vs[0]) for vs in labels.values)
-        notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
-    compare_classes(Path(pred).absolute(), labels, notes)
-    labels = given or only_learned(Path(pred).absolute(), labels, notes)
-    if not 0 < lesion_iou <= 1:
-        raise UserError("The IoU of matching lesions is a share", found=lesion_iou, expected="above 0, at most 1")
-    if not 0 <= nsd_tolerance < math.inf:
-        raise UserError("The tolerance of nsd is a distance", found=nsd_tolerance, expected="a number, 0 or more")
     settings = Settings(nsd_tolerance, lesions, lesion_iou, cldice)
+    view = ref if isinstance(ref, Dataset) else None
+    pred, ref = Path(pred).absolute(), Path(ref.root if isinstance(ref, Dataset) else ref).absolute()
+    found = find_pairs(pred, ref, split, missing, view)
+    notes = list(found.notes)
+    labels = _choose_labels(pred, found, labels, notes)
     if labels.scores and probabilities is not None:
         raise UserError("Probabilities of regions that are scored instead of classes are not known", file=probabilities)
-    maps = {} if labels.scores else _find_maps(Path(pred).absolute(), probabilities, found.pairs, labels, notes)
+    maps = {} if labels.scores else _find_maps(pred, probabilities, found.pairs, labels, notes)
     labels = labels.judged
-    score = partial(_score_or_explain, labels=labels, settings=settings, maps=maps)
-    scores, pooled = [], None
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for s in pool.map(score, found.pairs):
-            if s.pooled is not None:
-                pooled = s.pooled if pooled is None else pooled + s.pooled
-            scores.append(replace(s, pooled=None))
-    scores = _in_one_unit(scores)
-    _refuse_problems(scores)
+    scores, pooled = _score_all(found.pairs, labels, settings, maps, workers)
     unscored = [s.id for s in scores if not s.rows]
     if unscored:
         notes.append(f"Not scored, all voxels carry the ignore label: {', '.join(unscored)}.")
@@ -204,6 +193,17 @@ def evaluate(
     _write(out / "cases.csv", lambda file: _write_rows(file, rows))
     _write(out / "summary.json", lambda file: json.dump(summary, file, indent=1, ensure_ascii=False, allow_nan=False))
     return summary
+
+
+def _choose_labels(pred: Path, found: Pairs, given: Labels | None, notes: list[str]) -> Labels:
+    """The classes to score: those `given`, or of the references those that the predicting run has learned."""
+    labels = given or found.labels
+    if labels is None:
+        labels = discover_labels(found.pairs)
+        values = ", ".join(str(vs[0]) for vs in labels.values)
+        notes.append(f"No dataset.json names the classes; scored every value of the references: {values}.")
+    compare_classes(pred, labels, notes)
+    return given or only_learned(pred, labels, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -336,6 +336,22 @@ def _refuse_unknown(label: np.ndarray, labels: Labels, path: Path) -> None:
             found=some([f"{value} ({count} voxels)" for value, count in unknown.items()]),
             expected=some([str(v) for v in sorted(labels.known)], 20),
         )
+
+
+def _score_all(
+    pairs: Sequence[Pair], labels: Labels, settings: Settings, maps: Mapping[str, Path], workers: int
+) -> tuple[list[Score], probabilities.Pooled | None]:
+    """Every case, all in one unit, and their probabilities pooled; raises all problems at once."""
+    score = partial(_score_or_explain, labels=labels, settings=settings, maps=maps)
+    scores, pooled = [], None
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        for s in pool.map(score, pairs):
+            if s.pooled is not None:
+                pooled = s.pooled if pooled is None else pooled + s.pooled
+            scores.append(replace(s, pooled=None))
+    scores = _in_one_unit(scores)
+    _refuse_problems(scores)
+    return scores, pooled
 
 
 def _score_or_explain(pair: Pair, labels: Labels, settings: Settings, maps: Mapping[str, Path]) -> Score:
@@ -506,11 +522,11 @@ def _count_empty(empty: np.ndarray) -> dict[str, int]:
     return {kind: int(np.count_nonzero(empty == kind)) for kind in ("both", "prediction", "reference")}
 
 
-def _settings(pred: str | Path, ref: str | Path, settings: Settings, labels: Labels, seed: int) -> dict[str, Any]:
+def _settings(pred: Path, ref: Path, settings: Settings, labels: Labels, seed: int) -> dict[str, Any]:
     lesions = f"components (all neighbours), optimal one-to-one matching at IoU >= {settings.lesion_iou:g}"
     return {
-        "predictions": str(Path(pred).resolve()),
-        "references": str(Path(ref).resolve()),
+        "predictions": str(pred.resolve()),
+        "references": str(ref.resolve()),
         "nsd_tolerance": settings.nsd_tolerance,
         **({"lesions": lesions} if settings.lesions else {}),
         "surface": "subvoxel: marching-cubes elements weighted by area (Nikolov et al. 2018; surface-distance)",
