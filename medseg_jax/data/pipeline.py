@@ -52,6 +52,10 @@ class Mix:
     balance: Literal["case", "domain"] = "case"
     foreground: float = 0.33
 
+    def rows(self, plan: Plan) -> tuple[int, int]:
+        """Labelled and unlabelled cases a batch, over all processes."""
+        return plan.batch_size if self.labelled is None else self.labelled, self.unlabelled
+
 
 def stream(
     cache: Cache,
@@ -228,9 +232,8 @@ def _source(
 
     index_of = {case.id: i for i, case in enumerate(dataset.cases)}
     domain_of = {name: i for i, name in enumerate(dataset.domains)}
-    wanted = (plan.batch_size if mix.labelled is None else mix.labelled, mix.unlabelled)
     parts = []
-    for tag, what, rows in zip((LABELLED, UNLABELLED), ("labelled", "unlabelled"), wanted, strict=True):
+    for tag, what, rows in zip((LABELLED, UNLABELLED), ("labelled", "unlabelled"), mix.rows(plan), strict=True):
         if not rows:
             continue
         cases = dataset.subset(split, labelled=tag == LABELLED)

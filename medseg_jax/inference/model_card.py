@@ -111,12 +111,12 @@ def _interval(mean: float | None, interval: Any) -> str:
 
 def _training(run: Run, about: Mapping[str, Any], stage: Any) -> str:
     optim, git, devices = stage.optim, about.get("git", {}), about.get("devices", {})
-    unlabelled = f" and {stage.mix.unlabelled} unlabelled" if stage.mix.unlabelled else ""
+    labelled, others = stage.mix.rows(run.plan)
+    unlabelled = f" and {others} unlabelled" if others else ""
     modified = " with changes of its own" if git.get("modified") else ""
     rows = {
         "Stages": ", ".join(f"{s.name} ({type(s.objective).__name__})" for s in run.config.stages),
-        "Steps": f"{stage.steps or run.plan.steps}, batch {stage.mix.labelled or run.plan.batch_size}{unlabelled}, "
-        f"seed {run.config.seed}",
+        "Steps": f"{stage.steps or run.plan.steps}, batch {labelled}{unlabelled}, seed {run.config.seed}",
         "Optimiser": f"{optim.name}, peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, "
         f"{optim.schedule} schedule",
         "Moving average of the weights": f"decay {run.config.ema:g}" if run.config.ema else "none",

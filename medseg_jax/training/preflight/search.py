@@ -24,7 +24,7 @@ def step_rows(
         UserError: `batch` cannot be shared among the parts of the batch and the chips.
     """
     mix, parts = config.stages[index].mix, parts_of_a_batch(config, target)
-    own = (mix.labelled or plan.batch_size, mix.unlabelled)
+    own = mix.rows(plan)
     if batch is not None:
         rows = tuple(batch * n // sum(own) for n in own)
         if batch < 1 or sum(rows) != batch or any(n % parts for n in rows):
@@ -37,7 +37,7 @@ def step_rows(
         note = (
             f"The config's {sum(own)} rows do not divide over {parts} {sharing} and medseg train would refuse them; "
             f"these figures are of {sum(own) * parts} rows together: set "
-            + (f"stages.{index}.mix" if mix.labelled else "batch_size in plan.json")
+            + ("batch_size in plan.json" if mix.labelled is None else f"stages.{index}.mix")
         )
         return (own[0] * parts, own[1] * parts), note
     return own, None
