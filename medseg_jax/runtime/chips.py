@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from medseg_jax.types import UserError
 
@@ -170,7 +170,6 @@ def parse_topology(name: str) -> Topology:
         per_chip = 2 if kind == "v5p" else 1
         return Topology(text, kind, shapes[_count(name, found[2], [n * per_chip for n in shapes]) // per_chip])
     _refuse(name, "v5e-1 ... v5e-256, v5p-8 ... v5p-512, v6e-1 ... v6e-256, v5e-4x4, h100x1 ... h100x8, cpu, cpux4")
-    raise AssertionError
 
 
 def _count(name: str, text: str, known: Sequence[int]) -> int:
@@ -179,7 +178,7 @@ def _count(name: str, text: str, known: Sequence[int]) -> int:
     return int(text)
 
 
-def _refuse(name: str, expected: str) -> None:
+def _refuse(name: str, expected: str) -> NoReturn:
     raise UserError("There is no such topology", found=name, expected=expected)
 
 
