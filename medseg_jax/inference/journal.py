@@ -21,7 +21,7 @@ from medseg_jax.paths import write
 from medseg_jax.runtime.run import Run
 from medseg_jax.types import Case, UserError
 
-DRAFT = re.compile(r"\.(\d+-.+|predict\.json|.+\.npz)")
+DRAFT = re.compile(r"\.(\d+-.+|predict\.json|dataset\.json|.+\.npz)")
 """Names under which files are written before they are renamed."""
 
 

@@ -44,5 +44,6 @@ def write(folder: Path, case: str, label: np.ndarray, names: Sequence[str]) -> l
     with replacing(path) as draft:
         picture.save(draft, format="PNG")
     legend = {str(i): {"class": n, "color": list(c)} for i, (n, c) in enumerate(zip(["", *names], colors, strict=True))}
-    (folder / "legend.json").write_text(json.dumps(legend, indent=1), encoding="utf-8")
+    with replacing(folder / "legend.json") as draft:
+        draft.write_text(json.dumps(legend, indent=1), encoding="utf-8")
     return [path]

@@ -18,7 +18,6 @@ a volume of all probabilities is held only if it is asked for, and then in a tem
 
 import math
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -43,7 +42,7 @@ from medseg_jax.inference.journal import Journal, lock
 from medseg_jax.inference.memory import case_bound
 from medseg_jax.inference.postprocess import Cleaning
 from medseg_jax.inference.sliding_window import plan_windows, slab_axis
-from medseg_jax.paths import replacing
+from medseg_jax.paths import replacing, write
 from medseg_jax.runtime.run import Run, open_runs
 from medseg_jax.types import Case, Geometry, UserError
 
@@ -168,7 +167,7 @@ def predict(
     with lock(output), Display(len(cases), progress) as display:
         journal = Journal.open(output, opened, _that_matter(settings, opened[0]), overwrite)
         if described.is_file():
-            shutil.copyfile(described, output / "dataset.json")
+            write(output / "dataset.json", described.read_bytes())
         for case in cases:
             try:
                 label = journal.find(case, [*settings.extras, *([f"{case.id}.dcm"] if settings.dicom_seg else [])])
