@@ -15,20 +15,17 @@ travel to the host once and not once a window; and it works on the next batch wh
 Source: Isensee et al., nnU-Net (Nature Methods 2021), supplement: overlap one half, Gaussian of sigma patch / 8.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import batched, groupby, product
 from math import ceil, prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medseg_jax.runtime.run import Predict
 from medseg_jax.types import UserError
-
-type Predict = Callable[[Any], Any]
-"""Patches [b, *patch, c] float32 -> probabilities [b, *patch, k]."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where windows lie and what they weigh

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medseg_jax.inference.sliding_window import Predict
+from medseg_jax.runtime.run import Predict
 from medseg_jax.types import UserError
 
 type Augmentation = Literal["flips", "rot90", "scale"]

@@ -31,6 +31,7 @@ from medseg_jax.runtime.tensors import load_tree
 from medseg_jax.types import Labels, UserError
 
 type Predict = Callable[[Any], Any]
+"""Patches [b, *patch, c] float32 -> probabilities [b, *patch, k]."""
 
 WEIGHTS = "weights.safetensors"
 """In an exported run, its (params, aux)."""
