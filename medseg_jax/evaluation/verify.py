@@ -26,6 +26,7 @@ import numpy as np
 
 from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset, read_description, unknown_values
+from medseg_jax.data.views import fold_view, hold_out_view
 from medseg_jax.evaluation.evaluate import read_rows, summarise
 from medseg_jax.paths import read_record
 from medseg_jax.types import Labels, UserError
@@ -199,20 +200,28 @@ def _weights(run: Path) -> Iterator[Check]:
                 yield Check("weights", "ok", f"{place} fits the config: {count:,} finite parameters")
 
 
-def _datasets(run: Path) -> tuple[Dataset | None, Dataset | None]:
-    """The data set without what the config holds out, and as the run saw it; None if it is not where it was."""
-    from medseg_jax import config as configs
-    from medseg_jax.runtime.run import seen_by
-
+def _whole(run: Path) -> Dataset | None:
+    """The data set without what the run holds out, or None if it is not where it was."""
     record = read_record(run / "run.json")
-    root = Path(record["dataset"]["root"])
+    root, config = Path(record["dataset"]["root"]), record["config"]
     if not (root / "dataset.json").is_file():
-        return None, None
-    return seen_by(configs.from_json(record["config"]), Dataset.open(root))
+        return None
+    dataset = Dataset.open(root)
+    if config.get("hold_out") is not None:
+        dataset = hold_out_view(dataset, config["hold_out"], oracle=config["oracle"])
+    return dataset
+
+
+def _dataset(run: Path) -> Dataset | None:
+    """The data set as the run saw it, or None if it is not where it was."""
+    dataset, config = _whole(run), read_record(run / "run.json")["config"]
+    if dataset is None or config.get("fold") is None:
+        return dataset
+    return fold_view(dataset, config["fold"], config["folds"])
 
 
 def _data(run: Path) -> Iterator[Check]:
-    record, (dataset, _) = read_record(run / "run.json")["dataset"], _datasets(run)
+    record, dataset = read_record(run / "run.json")["dataset"], _whole(run)
     if dataset is None:
         remedy = "bring it back to where it was, to check it"
         yield Check("data", "warning", "the data set is not there, so it cannot be checked", record["root"], remedy)
@@ -226,7 +235,7 @@ def _data(run: Path) -> Iterator[Check]:
 def _splits(run: Path) -> Iterator[Check]:
     cases = read_record(run / "run.json")["cases"]
     sets = {split: set(ids) for split, ids in cases.items()}
-    _, dataset = _datasets(run)
+    dataset = _dataset(run)
     patients = {c.id: c.patient for c in dataset.cases if c.patient} if dataset else {}
     people = {split: {patients[id] for id in ids if id in patients} for split, ids in sets.items()}
     clean = True
@@ -295,7 +304,7 @@ def _best(run: Path) -> Iterator[Check]:
 
 
 def _scores(run: Path) -> Iterator[Check]:
-    cases, (_, dataset) = read_record(run / "run.json")["cases"], _datasets(run)
+    cases, dataset = read_record(run / "run.json")["cases"], _dataset(run)
     labelled = {c.id for c in dataset.subset("val", labelled=True)} if dataset else set(cases["val"])
     folders = [f for f in (run / "validation" / which for which in ("best", "last")) if (f / "summary.json").is_file()]
     if not folders:
@@ -361,7 +370,7 @@ def _predict(run: Path, number: int) -> Iterator[Check]:
     from medseg_jax.inference.predict import predict
     from medseg_jax.runtime.run import open_run
 
-    (_, dataset), folder = _datasets(run), run / "validation" / "best"
+    dataset, folder = _dataset(run), run / "validation" / "best"
     if dataset is None or not (folder / "predict.json").is_file():
         remedy = "bring back the data set, or let training finish"
         yield Check("predict", "problem", "there is no data set or no recorded prediction", str(run), remedy)

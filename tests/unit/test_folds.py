@@ -102,6 +102,8 @@ def test_every_fold_is_a_run_and_the_summary_pools_them(crossed, phantoms):
         assert (folder / "report.html").stat().st_size > 10_000
     assert sorted(json.loads((crossed / "folds.json").read_text())["1"]) == said[1]["val"]
     assert set(json.loads((crossed / "postprocessing.json").read_text())) == {"last", "best"}
+    for k in (0, 1):
+        assert {check.state for check in verify(crossed / f"fold_{k}")} == {"ok"}
 
 
 def test_folds_are_what_they_say(crossed):
