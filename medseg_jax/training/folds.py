@@ -20,11 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg_jax.config import Config
+from medseg_jax.data import synthetic
 from medseg_jax.data.dataset import Dataset
 from medseg_jax.data.views import fold_view
 from medseg_jax.paths import write
 from medseg_jax.runtime.log import say
-from medseg_jax.runtime.run import fold_folder
+from medseg_jax.runtime.run import fold_folder, seen_by
 from medseg_jax.training.pool import CHECKPOINTS, pool
 from medseg_jax.types import UserError
 
@@ -45,7 +46,7 @@ def train_folds(
         `out`, or the folder of the one fold.
 
     Raises:
-        UserError, Interrupted: as `train`.
+        UserError, Interrupted: as `train`; a fold lacks what the config asks for (before any is trained).
     """
     from medseg_jax.training.prepare import open_data, refuse_other_config
     from medseg_jax.training.train import train
@@ -57,7 +58,14 @@ def train_folds(
             file=out,
             remedy="choose another --out, or leave --fold out to go on with it",
         )
-    for k in range(config.folds) if fold is None else [fold]:
+    wanted, dataset = range(config.folds) if fold is None else [fold], synthetic.open_data(config.data)
+    for k in wanted:  # what a later fold cannot be trained with is said before the first
+        try:
+            seen_by(replace(config, fold=k), dataset)
+        except UserError as error:
+            error.problem = f"Fold {k}: {error.problem}"
+            raise
+    for k in wanted:
         folder, one = fold_folder(out, k), replace(config, fold=k)
         if finished(folder) and not fresh:
             refuse_other_config(one, folder, open_data(one)[0])

@@ -149,6 +149,16 @@ def test_folds_without_a_domain_are_summed_up_without_it(phantoms, tmp_path):
     assert summary["cases"] == len(others)
 
 
+def test_what_a_later_fold_lacks_is_said_before_the_first_is_trained(phantoms, tmp_path):
+    """A labelled patient who is named validates in one of the folds."""
+    same = config(phantoms.root, tmp_path / "cache")
+    patient = fold_view(phantoms, 1, 2).subset("val")[0].patient
+    with pytest.raises(UserError, match="Fold 1: No labelled training case") as error:
+        train_folds(replace(same, labelled=(patient,)), tmp_path / "cv")
+    assert error.value.found == patient
+    assert not (tmp_path / "cv").exists()
+
+
 def test_a_fold_must_be_a_number_or_all(capsys):
     assert main(["train", "phantoms2d", "--fold", "first"]) == 2
     assert main(["train", "--help"]) == 0
