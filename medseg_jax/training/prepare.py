@@ -176,8 +176,19 @@ class Prepared:
 
 
 def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cache: Cache, mesh: Mesh) -> Prepared:
-    """Binds the stage's method to the data, draws the first batch, and lays out the state on the mesh."""
+    """Binds the stage's method to the data, draws the first batch, and lays out the state on the mesh.
+
+    Raises:
+        UserError: whatever does not fit; also, before the first stage, that a later one could not start from the best.
+    """
     stage = config.stages[index]
+    if any(later.start == "best" for later in config.stages[1:]) and not dataset.subset("val", labelled=True):
+        raise UserError(
+            "A stage is to start from the best weights, and there are no validation cases to choose them by",
+            file=dataset.root,
+            found=", ".join(f'{later.name}: start="best"' for later in config.stages[1:] if later.start == "best"),
+            remedy='use start="last", or give some cases a split of val in dataset.json',
+        )
     size = sample_size(stage, plan)
     task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)
     if "start" in stage.objective.batch_spec:

@@ -1,5 +1,6 @@
 """Mean teacher, BCP and WT-BCP: the teacher, what NaN does, what each term does, any network, any kind of labels."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -14,9 +15,11 @@ from medseg_jax import (
     WTBCP,
     Augment,
     BCPUNet,
+    Config,
     CopyPaste,
     Labels,
     MeanTeacher,
+    Mix,
     Stage,
     Supervised,
     UNet,
@@ -24,7 +27,9 @@ from medseg_jax import (
     VNet,
     WTCopyPaste,
     XNet,
+    train,
 )
+from medseg_jax.data.dataset import Dataset
 from medseg_jax.methods import teacher as teachers
 from medseg_jax.methods.objective import Task
 from medseg_jax.methods.wt_bcp import low_high, low_high_as_released
@@ -105,6 +110,18 @@ def test_stage_two_takes_over_stage_one():
     assert_equal(state["params"], trained["params"])
     teacher = teachers.current(state["params"], state["aux"])
     assert_equal(teacher, {"params": trained["params"], "stats": trained["aux"]["stats"]})
+
+
+def test_without_validation_cases_no_stage_starts_from_the_best(phantoms, tmp_path):
+    """Said before the stage that would leave none: `start` cannot be changed afterwards."""
+    data = Dataset.open(shutil.copytree(phantoms.root, tmp_path / "data"))
+    cases = (replace(case, split="train") if case.split == "val" else case for case in data.cases)
+    replace(data, cases=tuple(cases)).save()
+    first, second = Stage(CopyPaste(NET), 2, mix=Mix(4)), Stage(CopyPaste(NET), 2, mix=Mix(4), name="b", start="best")
+    config = Config(data=str(data.root), stages=(first, second), cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="no validation cases"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_stage_has_a_teacher_of_its_own_also_after_another_with_one():
