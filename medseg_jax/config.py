@@ -14,7 +14,7 @@ import importlib
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from medseg_jax.data.augment import Augment
 from medseg_jax.data.pipeline import Mix
@@ -23,6 +23,15 @@ from medseg_jax.methods.objective import Objective
 from medseg_jax.methods.supervised import Supervised
 from medseg_jax.paths import read_record
 from medseg_jax.types import UserError
+
+
+def _check_words(part: Any, *names: str) -> None:
+    """Raises a UserError unless each of these fields holds a word of its `Literal`: a .py file may say any."""
+    hints = get_type_hints(type(part))
+    for name in names:
+        if (value := getattr(part, name)) not in (words := get_args(hints[name])):
+            expected = ", ".join(f'"{word}"' for word in words)
+            raise UserError(f"Unknown {type(part).__name__}.{name}", found=f'"{value}"', expected=expected)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ class Optim:
     accumulate: int = 1
     groups: tuple[Group, ...] = ()
 
+    def __post_init__(self):
+        _check_words(self, "name", "schedule")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -90,6 +102,9 @@ class Stage:
     name: str = "train"
     start: Literal["last", "best"] = "last"
 
+    def __post_init__(self):
+        _check_words(self, "start")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -97,6 +112,9 @@ class Rule:
 
     pattern: str
     how: Literal["replicate", "fsdp"]
+
+    def __post_init__(self):
+        _check_words(self, "how")
 
 
 @dataclass(frozen=True)

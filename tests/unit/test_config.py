@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from medseg_jax import Augment, Config, Group, Mix, Optim, Stage, Supervised, UNet
+from medseg_jax import Augment, Config, Group, Mix, Optim, Rule, Stage, Supervised, UNet
 from medseg_jax.config import differences, from_json, load, override, to_json
 from medseg_jax.paths import read_record
 from medseg_jax.runtime.run import open_run
@@ -76,6 +76,22 @@ def test_load_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError) as error:
         load(tmp_path / "unet_hart.py")
     assert "unet_heart.py" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Optim("adam"), '"adamw", "sgd", "muon"'),
+        (lambda: Optim(schedule="linear"), '"poly", "cosine", "constant"'),
+        (lambda: Stage(start="Best"), '"last", "best"'),
+        (lambda: Rule(".", "replicated"), '"replicate", "fsdp"'),
+    ],
+)
+def test_words_that_a_config_does_not_know_are_refused(make, words):
+    """Before, "adam" was Muon, "Best" the last weights and "replicated" split."""
+    with pytest.raises(UserError, match="Unknown") as error:
+        make()
+    assert error.value.expected == words
 
 
 def test_stages_of_one_name_are_refused(phantoms):
