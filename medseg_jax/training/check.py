@@ -10,7 +10,15 @@ from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.environment import use_compilation_cache
 from medseg_jax.training.optim import assign_groups
-from medseg_jax.training.prepare import compile_step, from_file, open_data, open_plan, prepare_stage, refuse_problems
+from medseg_jax.training.prepare import (
+    check_stages,
+    compile_step,
+    from_file,
+    open_data,
+    open_plan,
+    prepare_stage,
+    refuse_problems,
+)
 
 
 def dry_run(config: Config) -> list[dict[str, Any]]:
@@ -29,6 +37,8 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
     plan = open_plan(config, whole if config.labelled is None else dataset)
     cache = build_cache(whole, plan, config.cache)
     mesh = sharding.make_mesh(config.fsdp, config.spatial)
+    if len(config.stages) > 1:
+        check_stages(config, dataset, plan, cache, mesh)
     return [_dry_stage(config, index, dataset, plan, cache, mesh) for index in range(len(config.stages))]
 
 

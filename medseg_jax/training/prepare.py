@@ -209,6 +209,24 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     return Prepared(parts, steps, feed, first, partial(init_state, parts), start, state, frozen)
 
 
+def check_stages(config: Config, dataset: Dataset, plan: Plan, cache: Cache, mesh: Mesh) -> None:
+    """Raises what would stop a later stage before the first is trained: afterwards the config cannot be changed.
+
+    Steps are traced, not compiled: seconds a stage.
+
+    Raises:
+        UserError: a batch that a stage cannot take, or weights of the stage before with which it has nothing in common.
+    """
+    before: dict[str, Any] = {}
+    for index in range(len(config.stages)):
+        prepared = prepare_stage(config, index, dataset, plan, cache, mesh)
+        if index:
+            step = compile_step(prepared.parts, prepared.state, mesh)
+            step.trace(prepared.state, prepared.frozen, sharding.put_batch(prepared.first, mesh))
+            fitting(prepared.state, before)
+        before = {name: prepared.state[name] for name in ("params", "aux")}
+
+
 def sample_size(stage: Stage, plan: Plan) -> tuple[int, ...]:
     """Sides of the samples that are read, from which augmentation cuts patches."""
     return stage.augment.sample_size(plan.patch_size, plan.patch_spacing)
@@ -267,31 +285,36 @@ def from_file(file: str, objective: Objective, params: Any, aux: Any) -> dict[st
 
 
 def transfer(state: State, previous: dict[str, Any]) -> State:
-    """A state whose params and aux take every leaf of `previous` that has the same path, shape and type.
-
-    All but aux["step"], the updates of a stage: it starts anew, so that ramps rise again and a teacher is the student
-    (methods/teacher.py).
-    """
-    old = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(previous)}
-    taken = []
-
-    def one(path, leaf):
-        name = sharding.path_name(path)
-        match = old.get(name)
-        if name == "aux/step" or match is None or match.shape != leaf.shape or match.dtype != leaf.dtype:
-            return leaf
-        taken.append(name)
-        return match
-
+    """A state whose params and aux take every leaf of `previous` that `fitting` finds."""
+    taken = fitting(state, previous)
     weights = {k: state[k] for k in ("params", "aux")}
-    new = jax.tree_util.tree_map_with_path(one, weights)
-    if not taken:
-        raise UserError(
-            "The weights to start from share nothing with this stage", found="no leaf of equal path and shape"
-        )
+    new = jax.tree_util.tree_map_with_path(lambda path, leaf: taken.get(sharding.path_name(path), leaf), weights)
     params = sum(name.startswith("params/") for name in taken)  # of what else there is a teacher starts anew
     say(f"taken over from the stage before: {params} of {len(jax.tree.leaves(state['params']))} arrays of weights")
     new_state = {**state, **new}
     if "ema" in state:
         new_state["ema"] = jax.tree.map(np.copy, new["params"])
     return new_state
+
+
+def fitting(state: State, previous: dict[str, Any]) -> dict[str, Any]:
+    """By their paths, the leaves of `previous` that params and aux of a state have with the same shape and type.
+
+    All but aux["step"], the updates of a stage: it starts anew, so that ramps rise again and a teacher is the student
+    (methods/teacher.py). Both may be abstract.
+
+    Raises:
+        UserError: there is none.
+    """
+    old = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(previous)}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path({k: state[k] for k in ("params", "aux")}):
+        name = sharding.path_name(path)
+        match = old.get(name)
+        if name != "aux/step" and match is not None and (match.shape, match.dtype) == (leaf.shape, leaf.dtype):
+            found[name] = match
+    if not found:
+        raise UserError(
+            "The weights to start from share nothing with this stage", found="no leaf of equal path and shape"
+        )
+    return found

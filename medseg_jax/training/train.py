@@ -31,6 +31,7 @@ from medseg_jax.runtime.run import open_run, stage_folder
 from medseg_jax.training.optim import schedule
 from medseg_jax.training.pool import CHECKPOINTS
 from medseg_jax.training.prepare import (
+    check_stages,
     clear,
     compile_step,
     from_file,
@@ -90,11 +91,13 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
                 refuse_problems(whole, stop)
             plan = open_plan(config, whole if config.labelled is None else dataset, out)
             cache = build_cache(whole, plan, config.cache, progress=_cache_progress(stop))  # all views share it
+            mesh = sharding.make_mesh(config.fsdp, config.spatial)
+            if len(config.stages) > 1 and not (out / "run.json").exists():
+                check_stages(config, dataset, plan, cache, mesh)
             write_run(config, out, whole, dataset, plan)
 
             # ------------------------------------------------------------ stages
             log = Log(out, config.tensorboard)
-            mesh = sharding.make_mesh(config.fsdp, config.spatial)
             setting = Setting(config, out, dataset, plan, cache, log, mesh, stop)
             previous: Any = None
             for index, stage in enumerate(config.stages):

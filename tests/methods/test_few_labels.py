@@ -18,6 +18,7 @@ from medseg_jax import (
     Config,
     CopyPaste,
     Labels,
+    MambaSea,
     MeanTeacher,
     Mix,
     Stage,
@@ -122,6 +123,22 @@ def test_without_validation_cases_no_stage_starts_from_the_best(phantoms, tmp_pa
     with pytest.raises(UserError, match="no validation cases"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        (Stage(BCP(NET), 2, mix=Mix(4), name="b"), "needs data"),
+        (Stage(BCP(NET), 2, mix=Mix(4, 2), name="b"), "pairs of images"),
+        (Stage(MambaSea(NET), 2, mix=Mix(4), name="b"), "share nothing"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_is_said_before_the_first_is_trained(phantoms, tmp_path, second, problem):
+    first = Stage(CopyPaste(NET), 2, mix=Mix(4))
+    config = Config(data=str(phantoms.root), stages=(first, second), labelled=1, cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=problem):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists(), "the folder is free for a mended config"
 
 
 def test_a_stage_has_a_teacher_of_its_own_also_after_another_with_one():
