@@ -112,11 +112,12 @@ def _domains(dataset: Dataset) -> list[str]:
 def _refuse(config: Config, out: Path, dataset: Dataset, domains: list[str], oracle: bool, fresh: bool) -> None:
     """Raises before anything is trained: what a later domain could not be trained with, what cannot be scored or told
     apart, and what may not be pooled."""
-    from medseg_jax.training.prepare import refuse_other_config
+    from medseg_jax.training.prepare import refuse_no_best, refuse_other_config
 
     folders: dict[Path, str] = {}
     for name in domains:
         seen_by(replace(config, hold_out=name, oracle=oracle), dataset)
+        refuse_no_best(config, seen_by(replace(config, hold_out=name), dataset)[1])
         if not _target(dataset, name):
             raise UserError(
                 "No case of the domain to hold out has a label, so that nothing could be scored",

@@ -176,19 +176,8 @@ class Prepared:
 
 
 def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cache: Cache, mesh: Mesh) -> Prepared:
-    """Binds the stage's method to the data, draws the first batch, and lays out the state on the mesh.
-
-    Raises:
-        UserError: whatever does not fit; also, before the first stage, that a later one could not start from the best.
-    """
+    """Binds the stage's method to the data, draws the first batch, and lays out the state on the mesh."""
     stage = config.stages[index]
-    if any(later.start == "best" for later in config.stages[1:]) and not dataset.subset("val", labelled=True):
-        raise UserError(
-            "A stage is to start from the best weights, and there are no validation cases to choose them by",
-            file=dataset.root,
-            found=", ".join(f'{later.name}: start="best"' for later in config.stages[1:] if later.start == "best"),
-            remedy='use start="last", or give some cases a split of val in dataset.json',
-        )
     size = sample_size(stage, plan)
     task = Task(plan, dataset.labels, plan.channels_seen, len(dataset.cases), dataset.domains)
     if "start" in stage.objective.batch_spec:
@@ -209,14 +198,28 @@ def prepare_stage(config: Config, index: int, dataset: Dataset, plan: Plan, cach
     return Prepared(parts, steps, feed, first, partial(init_state, parts), start, state, frozen)
 
 
+def refuse_no_best(config: Config, dataset: Dataset) -> None:
+    """Raises a UserError if a stage is to start from the best weights, and no case of this view validates."""
+    best = [f'{stage.name}: start="best"' for stage in config.stages[1:] if stage.start == "best"]
+    if best and not dataset.subset("val", labelled=True):
+        raise UserError(
+            "A stage is to start from the best weights, and there are no validation cases to choose them by",
+            file=dataset.root,
+            found=", ".join(best),
+            remedy='use start="last", or give some cases a split of val in dataset.json',
+        )
+
+
 def check_stages(config: Config, dataset: Dataset, plan: Plan, cache: Cache, mesh: Mesh) -> None:
     """Raises what would stop a later stage before the first is trained: afterwards the config cannot be changed.
 
     Steps are traced, not compiled: seconds a stage.
 
     Raises:
-        UserError: a batch that a stage cannot take, or weights of the stage before with which it has nothing in common.
+        UserError: a batch that a stage cannot take, weights of the stage before with which it has nothing in common,
+            or no best ones.
     """
+    refuse_no_best(config, dataset)
     before: dict[str, Any] = {}
     for index in range(len(config.stages)):
         prepared = prepare_stage(config, index, dataset, plan, cache, mesh)

@@ -162,6 +162,18 @@ def test_what_a_later_run_could_not_do_is_refused_before_the_first(phantoms, tmp
     assert not asked_for
 
 
+def test_without_patients_to_validate_on_no_stage_starts_from_the_best(phantoms, tmp_path, asked_for):
+    data = Dataset.open(shutil.copytree(phantoms.root, tmp_path / "data"))
+    alone = data.subset("train")[0].patient
+    cases = (replace(case, domain="one" if case.patient == alone else "others") for case in data.cases)
+    replace(data, cases=tuple(cases)).save()
+    same = config(data.root, tmp_path / "cache")
+    stages = (*same.stages, replace(same.stages[0], name="second", start="best"))
+    with pytest.raises(UserError, match="no validation cases"):
+        train_hold_out(replace(same, stages=stages), tmp_path / "run", report=False)
+    assert not asked_for
+
+
 def test_the_plan_is_made_without_the_target(held, phantoms):
     means = set()
     for name in ("site0", "site1", "site2"):
