@@ -122,6 +122,13 @@ def test_a_data_set_or_one_of_its_splits(tmp_path, split, expected):
     assert (tmp_path / "out" / "dataset.json").read_text() == (tmp_path / "run" / "dataset.json").read_text()
 
 
+def test_a_preview_in_a_data_set_is_no_case(tmp_path):
+    root = make_dataset(tmp_path / "data")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(root / "preview.png")
+    assert [case.id for case in find_cases(root, ("MR",), "test")] == ["t0"]
+    assert len(find_cases(root, ("MR",))) == 7
+
+
 def test_what_cannot_be_an_input_is_explained(tmp_path):
     (tmp_path / "in" / "imagesTs").mkdir(parents=True)
     with pytest.raises(UserError, match="no image") as error:
