@@ -21,6 +21,7 @@ Each rule below has a test with a file that triggers it, and none of them speaks
 import hashlib
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -383,23 +384,49 @@ def _warning(case: Case, file: Path, text: str, remedy: str) -> Problem:
 # -------------------------------------------------------------------------------------------------------- how they read
 
 
+MANY = 5
+"""So many cases of one finding have a line each for people; of more, one line names the first of them."""
+
+
 def problems_table(problems: Sequence[Problem], root: Path) -> Table:
-    """A table for a terminal, file names relative to the data set."""
+    """A table for a terminal, file names relative to the data set; findings of many cases have one row."""
     table = Table(title=summary(problems), title_justify="left", show_lines=False)
     for column in ("", "case", "file", "problem", "what to do"):
         table.add_column(column, overflow="fold")
-    for problem in problems:
+    for same in _alike(problems):
+        problem, cells = same[0], _words(same, root)
         colour = "red" if problem.severity == "error" else "yellow"
-        cells = (problem.case or "all", _relative(problem.file, root), problem.text, problem.remedy)
-        table.add_row(f"[{colour}]{problem.severity}[/]", *map(escape, cells))
+        table.add_row(f"[{colour}]{problem.severity}[/]", *map(escape, (*cells, problem.remedy)))
     return table
 
 
 def problems_lines(problems: Sequence[Problem], root: Path) -> list[str]:
-    """One plain line a problem, for pipes and logs."""
-    return [f"{p.severity}: {p.case or 'all'}: {_relative(p.file, root)}: {p.text} -> {p.remedy}" for p in problems] + [
-        summary(problems)
-    ]
+    """One plain line a problem, for pipes and logs; findings of many cases have one together."""
+    lines = [f"{p[0].severity}: {': '.join(_words(p, root))} -> {p[0].remedy}" for p in _alike(problems)]
+    return [*lines, summary(problems)]
+
+
+def _alike(problems: Sequence[Problem]) -> list[list[Problem]]:
+    """Problems by finding, in their order, more than MANY cases of one together.
+
+    Errors may differ in how many voxels are wrong, warnings in all numbers.
+    """
+    groups: defaultdict[tuple, list[Problem]] = defaultdict(list)
+    for p in problems:
+        numbers = r"\d+ voxels?" if p.severity == "error" else r"\d[\d.]*"
+        groups[p.severity, p.case == "", re.sub(numbers, "#", p.text), p.remedy].append(p)
+    return [part for group in groups.values() for part in ([group] if len(group) > MANY else [[p] for p in group])]
+
+
+def _words(same: Sequence[Problem], root: Path) -> tuple[str, str, str]:
+    """Case, file and text of what `_alike` has put together."""
+    first = same[0]
+    if len(same) == 1:
+        return first.case or "all", _relative(first.file, root), first.text
+    files = ", ".join(_relative(problem.file, root) for problem in same[:3])
+    text = first.text if all(problem.text == first.text for problem in same) else f"{first.text} (the first)"
+    where = _count(len({problem.case for problem in same}), "case") if first.case else _count(len(same), "file")
+    return where, f"{files} ... (--json lists all)", text
 
 
 def problems_json(problems: Sequence[Problem], root: Path) -> list[dict[str, str]]:

@@ -369,3 +369,21 @@ def test_table_lines_and_json(tmp_path):
         "remedy": "mend it",
     }
     assert summary([]) == "no problem found"
+
+
+def test_one_finding_of_many_cases_has_one_line(tmp_path):
+    def holds(number: int, value: int) -> Problem:
+        file = tmp_path / "labelsTr" / f"c{number}.png"
+        return Problem(f"c{number}", "error", file, f"holds {value} ({number} voxels)", "mend it")
+
+    problems = [*(holds(n, 255) for n in range(1, 12)), holds(12, 7)]
+    assert problems_lines(problems, tmp_path) == [
+        "error: 11 cases: labelsTr/c1.png, labelsTr/c2.png, labelsTr/c3.png ... (--json lists all): "
+        "holds 255 (1 voxels) (the first) -> mend it",
+        "error: c12: labelsTr/c12.png: holds 7 (12 voxels) -> mend it",
+        "12 errors",
+    ]
+    assert plain(lambda console: console.print(problems_table(problems, tmp_path))).count("holds") == 2
+    assert len(problems_json(problems, tmp_path)) == 12
+    few = [holds(n, 255) for n in range(1, 6)]
+    assert len(problems_lines(few, tmp_path)) == 6
