@@ -107,9 +107,9 @@ class Log:
             self._since, self._from = now, step
         if kind == "val" or step >= self.steps or now - self._printed > 10:
             self._printed = now
-            if step > self._from:
+            if self._from < step < self.steps:
                 left = (now - self._since) / (step - self._from) * (self.steps - step)
-                note += f"  ({left / 60:.1f} min left)"
+                note += f"  ({left / 60:.1f} min left)" if left >= 60 else f"  ({left:.0f} s left)"
             say(f"{self.stage} {step}/{self.steps}  {kind}  {note}")
 
 

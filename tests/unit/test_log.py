@@ -48,11 +48,11 @@ def test_piped_output_is_plain_lines(tmp_path, capsys):
     assert "\x1b" not in err
 
 
-def test_the_time_left_is_told_from_the_second_line_on(tmp_path, capsys):
-    """What passes before the first one is compiling."""
+def test_the_time_left_is_told_from_the_second_line_to_the_last_but_one(tmp_path, capsys):
+    """What passes before the first one is compiling, and after the last one nothing is left."""
     filled(tmp_path)
     lines = {n: x for x in capsys.readouterr().err.splitlines() for n in (10, 20, 30) if f" {n}/30  val" in x}
-    assert {n: "min left" in line for n, line in lines.items()} == {10: False, 20: True, 30: True}
+    assert {n: line.endswith("(0 s left)") for n, line in lines.items()} == {10: False, 20: True, 30: False}
 
 
 def test_progress_picture_is_drawn(tmp_path):
