@@ -67,16 +67,17 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> int:
-    from medseg_jax.types import UserError
-
+    name = f"{verb} {argv[0]}" if verb == "data" and argv else verb
     try:
+        from medseg_jax.types import UserError
+
         return importlib.import_module(f"medseg_jax.cli.{verb}").main(argv)
-    except UserError as error:
-        print(f"medseg {verb}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"medseg {verb}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt:  # first, since it may come before UserError is imported
+        print(f"medseg {name}: interrupted", file=sys.stderr)
         return 130
+    except UserError as error:
+        print(f"medseg {name}: {error}", file=sys.stderr)
+        return error.exit_code
     except SystemExit as error:  # tyro ends the process after --help and after wrong usage
         return error.code if isinstance(error.code, int) else 2
     except BrokenPipeError:
@@ -85,7 +86,7 @@ def _run(verb: str, argv: list[str]) -> int:
         if error.errno is None:
             raise
         explained = UserError.from_os(error, os.getcwd(), "free disk space, or name files and folders that are yours")
-        print(f"medseg {verb}: {explained}", file=sys.stderr)
+        print(f"medseg {name}: {explained}", file=sys.stderr)
         return 1
 
 

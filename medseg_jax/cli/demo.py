@@ -10,7 +10,7 @@ from medseg_jax.cli import Parser
 def main(argv: list[str]) -> int:
     """Makes phantoms of three sites, trains on two, predicts and scores the third, writes the report."""
     parser = Parser("medseg demo", description=main.__doc__)
-    parser.add_argument("--out", default="demo", help="where everything goes (default: demo)")
+    parser.add_argument("--out", "-o", default="demo", help="where everything goes (default: demo)")
     parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
     parser.add_argument("--dim", type=int, choices=(2, 3), default=2, help="pictures or volumes (default: 2)")
     args = parser.parse_args(argv)

@@ -34,8 +34,7 @@ class Args:
     labels: tuple[str, ...] = field(default_factory=tuple)
     """names of the values 1, 2, ... where no dataset.json says them"""
     lesions: bool = False
-    """also match lesions one to one: F1, sensitivity, precision, false positives a case, panoptic quality; and accuracy
-    beside that of predicting nothing"""
+    """also lesions, matched one to one: F1, sensitivity, precision, false positives a case, PQ; and accuracy"""
     lesion_iou: float = 0.2
     """least overlap (IoU) of a predicted and a true lesion that match"""
     cldice: bool = False

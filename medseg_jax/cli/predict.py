@@ -10,6 +10,16 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+# as strings, since tyro keeps the line breaks of a field's docstring
+INPUT = (
+    "an image, a folder of images (a file per channel: CASE_0000.nii.gz, CASE_0001.nii.gz; or pictures), a DICOM "
+    "series or a folder of them, a data set"
+)
+TTA = (
+    "test-time augmentation; alone it means flips. Times as slow: flips 4 (2-D) or 8 (3-D); rot90 4; both 8 or 16; "
+    "scale about 3, on top of the others"
+)
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -21,16 +31,14 @@ class Arguments:
 
     run: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
     """folders of runs, or of cross-validated runs"""
-    input: Annotated[Path, arg(aliases=["-i"], metavar="IN")]
-    """an image, a folder of images (a file per channel: CASE_0000.nii.gz, CASE_0001.nii.gz; or pictures), a DICOM
-    series or a folder of them, a data set"""
-    output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    input: Annotated[Path, arg(aliases=["-i"], metavar="IN", help=INPUT)]
+    output: Annotated[Path, arg(aliases=["-o", "--out"], metavar="OUT")]
     """folder for the predictions"""
     checkpoint: Literal["best", "last"] = "best"
     """weights: best on validation, or last"""
-    tta: Annotated[tuple[Literal["flips", "rot90", "scale"], ...] | None, arg(metavar="[flips] [rot90] [scale]")] = None
-    """test-time augmentation; alone it means flips. Times as slow: flips 4 (2-D) or 8 (3-D); rot90 4; both 8 or 16;
-    scale about 3, on top of the others"""
+    tta: Annotated[
+        tuple[Literal["flips", "rot90", "scale"], ...] | None, arg(metavar="[flips] [rot90] [scale]", help=TTA)
+    ] = None
     overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
     """share of a window that its neighbours cover too, 0 to below 1"""
     batch_size: Annotated[int | None, arg(metavar="N")] = None
@@ -62,7 +70,7 @@ def main(argv: list[str]) -> int:
     from medseg_jax.runtime.environment import use_compilation_cache
 
     use_compilation_cache()
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     failed: dict[str, str] = {}
     try:
         written = predict(
@@ -85,15 +93,16 @@ def main(argv: list[str]) -> int:
             raise
         written, failed = error.written, error.failed
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if args.json:
         print(json.dumps({"written": [str(path) for path in written], "failed": failed}, indent=1, ensure_ascii=False))
     else:
-        print(f"{len(written)} label maps in {args.output}", file=sys.stderr)
+        print(f"{len(written)} label map{'s' * (len(written) != 1)} in {args.output}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _stop(number: int, _: object) -> None:
-    """SIGTERM as an exception, so that what is half written is removed; finished cases are in the journal."""
+    """SIGTERM and Ctrl-C as an exception: what is half written is removed, finished cases are in the journal."""
     print("medseg predict: stopped; the same command goes on from here", file=sys.stderr)
     raise SystemExit(128 + number)

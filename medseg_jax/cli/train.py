@@ -20,8 +20,8 @@ def main(argv: list[str]) -> int:
     """Trains, or resumes."""
     parser = Parser("medseg train", description="Train a model.", epilog=EPILOG)
     parser.add_argument("config", metavar="CONFIG", help="config .py, data set folder, or run folder")
-    parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/<name of the config>)")
-    parser.add_argument("--steps", type=int, help="steps of the last stage")
+    parser.add_argument("--out", "-o", metavar="RUN", help="folder of the run (default: runs/<name of the config>)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the last stage")
     parser.add_argument(
         "--fold", metavar="K", help="cross-validation: fold K (from 0), or all, in RUN/fold_K; --folds N, 5 by default"
     )

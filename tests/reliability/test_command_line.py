@@ -1,8 +1,11 @@
 """The command line in a real shell's place: suggestions, exit codes, pipes, odd paths, inputs that stay untouched."""
 
+import builtins
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -72,6 +75,41 @@ def test_what_the_system_refuses_is_explained(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "there" in said
     assert "Permission denied" in said
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(monkeypatch, capsys):
+    real = builtins.__import__
+
+    def interrupted(name, *args):
+        if name == "medseg_jax.types":
+            raise KeyboardInterrupt
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert main(["train", "phantoms2d"]) == 130
+    assert capsys.readouterr().err == "medseg train: interrupted\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_prediction_says_that_it_goes_on(number, code, tmp_path, monkeypatch, capsys):
+    from medseg_jax.inference import predict
+
+    monkeypatch.setattr(predict, "predict", lambda *args, **options: signal.raise_signal(number))
+    assert main(["predict", "run", "-i", "in", "-o", str(tmp_path / "out")]) == code
+    assert capsys.readouterr().err == "medseg predict: stopped; the same command goes on from here\n"
+
+
+def test_an_error_names_the_verb_behind_data(tmp_path, capsys):
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("medseg data check: ")
+
+
+def test_the_folder_to_write_is_dash_o_for_every_verb(capsys):
+    for verb in ("demo", "train", "predict", "evaluate", "compare", "audit", "export", "report"):
+        assert main([verb, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"(?<!\w)-o\b", said), verb
+        assert "--out " in said, verb
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

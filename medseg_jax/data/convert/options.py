@@ -56,8 +56,8 @@ class Options:
         domain_from: regular expression on the path of an image; its group (or the whole match) is the domain.
         domains: only these, separated by commas.
         patient_from: regular expression on the path of an image; its group (or the whole match) is the patient.
-        split: "every-5" (patients sorted, first of each five validates), "last-4" (the last four patients validate),
-            "folders", or files: "train=a.list,val=b.list,test=c.list".
+        split: "every-5" (patients sorted, first of each five validates), "last-4" (the last four patients
+            validate), "folders", or files: "train=a.list,val=b.list,test=c.list".
         test_domain: cases of this domain are the test set.
         channels: names of the input channels, separated by commas.
         ignore: value of the source's masks that takes no part in training and scores.
