@@ -55,7 +55,7 @@ def find_pairs(pred: Path, ref: Path, split: str | None, missing: str, view: Dat
     predictions = _stems(pred)
     if dataset and (view or ref == dataset.root):
         references, chosen = _labels_of(dataset, split, predictions)
-        notes.append(f"Scored the labelled cases of the split {chosen}.")
+        notes.append(f"Scored the labelled cases of the split{'s' * (',' in chosen)} {chosen}.")
         if learned := sum(case.split == "train" and case.id in references for case in dataset.cases):
             notes.append(
                 f"{learned} of {len(references)} cases are training cases of this data set: for a model that learned "

@@ -35,6 +35,14 @@ EXTRA = ("volume_error_relative", *LESIONS, *ACCURACY, "cldice", "ap", "ece", "b
 TABLE = tuple(metric for metric in HEADLINE if metric != "hd")  # one stray voxel decides HD: once on the page is enough
 PICTURE_SIZE = 360
 
+TITLES = {
+    "validation/best": "best on validation",
+    "validation/last": "last",
+    "validation/best_postprocessed": "best, post-processed",
+    "validation/last_postprocessed": "last, post-processed",
+}
+"""What the page calls the evaluations in the folder of a run, in its order."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -114,7 +122,7 @@ def _gather(folder: Path) -> Content:
         run, plan = read_record(folder / "run.json"), folder / "plan.json"
         log = _read_log(folder / "log.jsonl")
         found = [_read_scores(path.parent, _title(path.parent, folder)) for path in sorted(_summaries(folder))]
-        first = ["best on validation", "last"]
+        first = list(TITLES.values())
         scores = sorted(found, key=lambda s: first.index(s.title) if s.title in first else len(first))
         root = Path(str(run.get("dataset", {}).get("root", folder)))
         return Content(name, run, read_record(plan) if plan.is_file() else None, log, scores, root)
@@ -145,9 +153,7 @@ def _summaries(folder: Path) -> list[Path]:
 
 def _title(folder: Path, run: Path) -> str:
     place = folder.relative_to(run).as_posix()
-    plain = place.removesuffix("_postprocessed")
-    words = {"validation/best": "best on validation", "validation/last": "last"}.get(plain, plain.replace("_", " "))
-    return words if plain == place else f"{words}, post-processed"
+    return TITLES.get(place, place.replace("_", " "))
 
 
 def _read_scores(folder: Path, title: str) -> Scores:
@@ -223,8 +229,10 @@ def _headline(content: Content) -> str:
 
 
 def _count(summary: dict[str, Any]) -> str:
-    patients = f" ({summary['patients']['patients']} patients)" if "patients" in summary else ""
-    return f"{summary['cases']}{patients}"
+    if "patients" not in summary:
+        return str(summary["cases"])
+    patients = summary["patients"]["patients"]
+    return f"{summary['cases']} (of {patients} patient{'s' * (patients != 1)})"
 
 
 def _tile(metric: str, scores: Sequence[Scores]) -> str:
@@ -500,6 +508,11 @@ def _notes(content: Content) -> str:
             "“Best on validation” are the weights with the highest validation Dice, so their scores on those same "
             "cases are a little too good; “last” are the weights at the end of training, chosen by nobody. Test cases "
             "took no part in any choice."
+        )
+    if any(scores.title.endswith("post-processed") for scores in content.scores):
+        lines.append(
+            "Post-processing was chosen on these cases, so scores with it are too good as well; the choice of each "
+            "class is in postprocessing.json."
         )
     if content.scores:
         summary = content.scores[0].summary

@@ -144,6 +144,26 @@ def test_postprocessed_scores_are_named_after_their_weights_and_a_remark_of_all_
     assert "Last; last, post-processed: Of these alone." in page.text
 
 
+def test_post_processed_scores_are_called_so_and_said_to_be_too_good(made, run):
+    dataset, _ = made
+    shifted(dataset, dataset.subset("val"), run / "validation" / "best_postprocessed", 0)
+    _, page = read(report(run))
+    order = [page.text.index(title) for title in ("Best on validation", "Last", "Best, post-processed", "Unseen site")]
+    assert order == sorted(order)
+    assert "postprocessed" not in page.text
+    assert "Post-processing was chosen on these cases" in page.text
+
+
+def test_cases_of_patients_and_large_volumes_read_well(run):
+    path = run / "validation" / "best" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["mean"]["volume_error"] = 12345.6
+    path.write_text(json.dumps(summary))
+    _, page = read(report(run))
+    assert "12,346" in page.text
+    assert f"{summary['cases']} (of {summary['patients']['patients']} patients)" in page.text
+
+
 def test_everything_from_files_is_escaped(run):
     text, page = read(report(run))
     assert "<script>alert" not in text
