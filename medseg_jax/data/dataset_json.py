@@ -60,11 +60,18 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise UserError("dataset.json says the same thing twice", file=file, found=", ".join(twice))
         return dict(pairs)
 
+    if not file.parent.is_dir():
+        raise UserError(
+            "There is no such data set",
+            file=file.parent.absolute(),
+            found="no such folder",
+            remedy=f"check the path (of a config: --data FOLDER), or medseg data convert SRC {file.parent}",
+        )
     if not file.is_file():
         raise UserError(
             "This is no data set: it has no dataset.json",
             file=file.parent,
-            found=sorted(p.name for p in file.parent.iterdir())[:10] if file.parent.is_dir() else "no such folder",
+            found=sorted(p.name for p in file.parent.iterdir())[:10],
             remedy=f"medseg data convert {file.parent} NEW_FOLDER",
         )
     try:

@@ -127,11 +127,14 @@ def _gather(folder: Path) -> Content:
         root = Path(str(run.get("dataset", {}).get("root", folder)))
         return Content(name, run, read_record(plan) if plan.is_file() else None, log, scores, root)
     if not (folder / "summary.json").is_file():
+        inside = [*sorted(folder.glob("*/last/summary.json")), *sorted(folder.glob("*/run.json"))]
         raise UserError(
             "There is nothing to report on",
             file=folder,
             found="neither run.json nor summary.json" if folder.is_dir() else "no such folder",
-            remedy="medseg train CONFIG --out RUN, or medseg evaluate PRED REF -o DIR, makes such a folder",
+            remedy=f"medseg report {inside[0].parent}"
+            if inside
+            else "medseg train CONFIG --out RUN, or medseg evaluate PRED REF -o DIR, makes such a folder",
         )
     scores = _read_scores(folder, "mean")
     settings = scores.summary["settings"]

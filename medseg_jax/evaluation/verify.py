@@ -93,6 +93,7 @@ def verify(path: str | Path, *, predict: int = 0) -> list[Check]:
             file=path,
             found="neither run.json nor predict.json" if path.is_dir() else "no such folder",
             expected="a folder of medseg train or of medseg predict",
+            remedy=" and ".join(f"medseg verify {run.parent}" for run in sorted(path.glob("*/run.json"))) or None,
         )
     return [check for name, step in steps.items() for check in _guarded(name, step, path)]
 

@@ -155,6 +155,15 @@ def test_nnunets_dataset_key(tmp_path):
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
+def test_no_such_folder_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        Dataset.open("data/mine")
+    assert str(tmp_path / "data" / "mine") in str(caught.value)
+    assert "medseg data convert SRC data/mine" in str(caught.value)
+    assert "--data FOLDER" in str(caught.value)
+
+
 def test_no_dataset_json(tmp_path):
     with pytest.raises(UserError) as error:
         Dataset.open(tmp_path)

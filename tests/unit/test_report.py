@@ -297,6 +297,10 @@ def test_lesions_probabilities_and_comparisons_are_shown_where_they_are(made, tm
 def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="nothing to report"):
         report(tmp_path / "nowhere")
+    folds = tmp_path / "cv"
+    shutil.copytree(run / "unseen_site", folds / "cross_validation" / "last")
+    with pytest.raises(UserError, match=f"medseg report {folds / 'cross_validation' / 'last'}"):
+        report(folds)
     (run / "validation" / "best" / "summary.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         report(run)

@@ -196,6 +196,14 @@ def test_predictions_alone(run, tmp_path):
         verify(folder, predict=1)
 
 
+def test_a_folder_of_several_runs_names_them(tmp_path):
+    for fold in ("fold_0", "fold_1"):
+        (tmp_path / fold).mkdir()
+        (tmp_path / fold / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=f"medseg verify {tmp_path / 'fold_0'} and medseg verify"):
+        verify(tmp_path)
+
+
 def test_what_is_neither_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing to verify"):
         verify(tmp_path)
