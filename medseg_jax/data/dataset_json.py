@@ -65,6 +65,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             "There is no such data set",
             file=file.parent.absolute(),
             found="no such folder",
+            expected="a folder with dataset.json",
             remedy=f"check the path (of a config: --data FOLDER), or medseg data convert SRC {file.parent}",
         )
     if not file.is_file():
