@@ -333,6 +333,14 @@ def test_fields_of_view_must_be_there(src, dst):
         convert(pairs(src), dst, roi="fov")
 
 
+@pytest.mark.parametrize("given", [{"images": "photos"}, {"masks": "outlines"}, {"masks": "gt/*.png"}])
+def test_a_name_that_fits_nothing_is_never_left_aside(src, dst, given):
+    with pytest.raises(UserError, match=f"--{next(iter(given))} names no folder and fits no file") as error:
+        convert(pairs(src), dst, unlabelled=True, **given)
+    assert "images, masks" in str(error.value)
+    assert not dst.exists()
+
+
 def test_drive_as_it_is_published(src, dst):
     """Here `mask` is the field of view and `1st_manual` the vessels."""
     for seed, name in enumerate(("21", "22")):

@@ -45,11 +45,19 @@ def find_pairs(src: Path, files: Sequence[Path], options: Options) -> Layout:
     """
     levels = zip(*(path.relative_to(src).parts[:-1] for path in files), strict=False)
     above = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+    for name in ("images", "masks", "roi"):
+        given = getattr(options, name)
+        if given is not None and all(matches(path.relative_to(src), given) is None for path in files):
+            folders = sorted({path.parent.relative_to(src).as_posix() for path in files}, key=natural)
+            raise UserError(
+                f"--{name} names no folder and fits no file",
+                file=src,
+                found=given,
+                expected=f"a folder such as {', '.join(folders[:8])}, or a pattern such as *_mask.png",
+            )
     pieces = _assign_roles([_read_piece(src, path, options, above) for path in files])
     images, masks, rois = ([p for p in pieces if p.role == role] for role in (IMAGE, MASK, ROI))
     _require_both(src, images, masks, options)
-    if options.roi and not rois:
-        raise UserError("--roi names no folder", file=src, found=options.roi)
     shared = set.intersection(*(set(p.place) for p in images))
     groups: dict[tuple[str, ...], list[Piece]] = defaultdict(list)
     for piece in images:
