@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from medseg_jax.types import UserError
 
@@ -165,21 +165,23 @@ def parse_topology(name: str) -> Topology:
         if "x" in found[2]:
             shape = tuple(int(n) for n in found[2].split("x"))
             if shape not in shapes.values():
-                _refuse(name, ", ".join("x".join(map(str, s)) for s in shapes.values()))
+                raise _unknown(name, ", ".join("x".join(map(str, s)) for s in shapes.values()))
             return Topology(text, kind, shape)
         per_chip = 2 if kind == "v5p" else 1
         return Topology(text, kind, shapes[_count(name, found[2], [n * per_chip for n in shapes]) // per_chip])
-    _refuse(name, "v5e-1 ... v5e-256, v5p-8 ... v5p-512, v6e-1 ... v6e-256, v5e-4x4, h100x1 ... h100x8, cpu, cpux4")
+    raise _unknown(
+        name, "v5e-1 ... v5e-256, v5p-8 ... v5p-512, v6e-1 ... v6e-256, v5e-4x4, h100x1 ... h100x8, cpu, cpux4"
+    )
 
 
 def _count(name: str, text: str, known: Sequence[int]) -> int:
     if int(text) not in known:
-        _refuse(name, f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known)))
+        raise _unknown(name, f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known)))
     return int(text)
 
 
-def _refuse(name: str, expected: str) -> NoReturn:
-    raise UserError("There is no such topology", found=name, expected=expected)
+def _unknown(name: str, expected: str) -> UserError:
+    return UserError("There is no such topology", found=name, expected=expected)
 
 
 # ----------------------------------------------------------------------------------------------------------- compiling
