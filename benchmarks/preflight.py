@@ -26,19 +26,18 @@ SLICES = ("v5e-1", "v5e-4", "v5e-16", "v5e-64", "v5e-256")
 MODELS = ("configs/unet_hippocampus.py", "configs/mamba_sea_vessels.py")
 
 HIPPOCAMPUS = {"patch_size": (40, 56, 40), "channels": 1, "classes": 2, "cases": 96}
+IDRID = {"overlapping": True, "cases": 54}
 DATA: dict[str, dict[str, Any]] = {
-    "unet_hippocampus": HIPPOCAMPUS,
-    "hippocampus_supervised": HIPPOCAMPUS,
-    "hippocampus_mean_teacher": HIPPOCAMPUS,
-    "hippocampus_bcp": HIPPOCAMPUS,
+    **dict.fromkeys(("unet_hippocampus", "hippocampus_supervised"), HIPPOCAMPUS),
+    **dict.fromkeys(("hippocampus_mean_teacher", "hippocampus_bcp"), HIPPOCAMPUS),
     "unet_isic2018": {"patch_size": (256, 256), "channels": 3, "classes": 1, "cases": 500},
     "kms_noise_jsrt": {"patch_size": (128, 128), "channels": 1, "classes": 5, "overlapping": True, "cases": 124},
     "robust_jsrt": {"patch_size": (128, 128), "channels": 1, "classes": 5, "overlapping": True, "cases": 124},
     "wt_bcp_acdc": {"patch_size": (256, 256), "channels": 1, "classes": 3, "cases": 1312},
     "wt_bcp_la": {"patch_size": (80, 112, 112), "channels": 1, "classes": 1, "cases": 80},
     "mamba_sea_fundus": {"cases": 789},
-    "dr_lesions_idrid": {"overlapping": True, "cases": 54},
-    "dr_lesions_multilabel_idrid": {"overlapping": True, "cases": 54},
+    **dict.fromkeys(("dr_lesions_idrid", "dr_lesions_multilabel_idrid"), IDRID),
+    **dict.fromkeys(("each", "shared", "unet_each", "unet_shared"), IDRID),
 }
 """What configs need to know of data that are elsewhere; the others have a plan or synthetic data."""
 
