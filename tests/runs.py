@@ -40,12 +40,16 @@ def start(config: Path, out: Path, *args: str, devices: int = 1, **environment: 
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
 
 
-def start_several(count: int, config: Path, out: Path, *args: str, **environment: str) -> list[subprocess.Popen]:
-    """So many processes of one run, which find each other on this machine."""
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    names = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count), **environment}
+        return str(free.getsockname()[1])
+
+
+def start_several(count: int, config: Path, out: Path, *args: str, **environment: str) -> list[subprocess.Popen]:
+    """So many processes of one run, which find each other on this machine."""
+    names = {"COORDINATOR_ADDRESS": f"localhost:{free_port()}", "NUM_PROCESSES": str(count), **environment}
     return [start(config, out, *args, PROCESS_ID=str(i), **names) for i in range(count)]
 
 

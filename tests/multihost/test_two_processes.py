@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from medseg_jax.runtime.checkpoint import Checkpoints, verify_manifest
 from medseg_jax.runtime.distributed import PATIENCE, join
 from medseg_jax.runtime.run import open_run
 from medseg_jax.types import UserError
-from runs import STEPS, end, finish, last, losses, start, start_several, wait_for_step, write_config
+from runs import STEPS, end, finish, free_port, last, losses, start, start_several, wait_for_step, write_config
 
 GPUS = """
 from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES
@@ -95,10 +94,8 @@ def test_two_processes_equal_one_stop_together_and_go_on(config, tmp_path):
 
 @pytest.mark.parametrize("script", [TOGETHER_AND_ALONE, ONE_IS_LATE])
 def test_two_of_a_script_end_in_good_order(script, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     command = [sys.executable, "-c", script, str(tmp_path)]
+    address = f"localhost:{free_port()}"
     names = {**os.environ, "COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     processes = [subprocess.Popen(command, env={**names, "PROCESS_ID": str(i)}, **options) for i in range(2)]
@@ -171,11 +168,8 @@ def test_an_error_of_one_process_ends_both(config, tmp_path):
 @pytest.mark.parametrize(("nodes", "devices"), [("2", ["all", "all"]), ("1", ["0", "1"])])
 def test_slurm_gives_the_only_process_of_a_node_all_of_its_gpus(nodes, devices):
     """Two tasks of a step, as srun starts them, ask JAX itself: on two nodes each has all, on one node one each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    step |= {"SLURM_STEP_NUM_NODES": nodes, "JAX_COORDINATOR_PORT": port}
+    step |= {"SLURM_STEP_NUM_NODES": nodes, "JAX_COORDINATOR_PORT": free_port()}
     tasks = []
     for i in ("0", "1"):
         env = {**os.environ, **step, "SLURM_PROCID": i, "SLURM_LOCALID": i if nodes == "1" else "0"}
