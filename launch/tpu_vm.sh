@@ -66,7 +66,7 @@ create() {
 
 # Puts the files of the last commit and their packages on all workers, unless they are there.
 install() {
-    local commit archive
+    local commit archive code=0
     commit=$(git rev-parse HEAD) || return
     if on_all "test -e medseg_jax/.installed-$commit"; then return; fi
     say "installing commit $commit on all workers"
@@ -74,9 +74,12 @@ install() {
     git archive --format=tar.gz --output="$archive/medseg_jax.tar.gz" HEAD &&
         tpus tpu-vm scp "$archive/medseg_jax.tar.gz" "$NAME:" --worker=all &&
         on_all "set -e
-            mkdir -p medseg_jax && tar -xzf medseg_jax.tar.gz -C medseg_jax && cd medseg_jax
+            mkdir -p medseg_jax && rm -f medseg_jax/.installed-*
+            tar -xzf medseg_jax.tar.gz -C medseg_jax && cd medseg_jax
             python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python 3.12
-            python3 -m uv pip install -q '.[tpu]' && touch .installed-$commit"
+            python3 -m uv pip install -q '.[tpu]' && touch .installed-$commit" || code=$?
+    rm -r "$archive"
+    return $code
 }
 
 # How pkill finds medseg: by the first words of its interpreter, for the shells around it speak of medseg, too.

@@ -364,6 +364,17 @@ def test_tpu_creates_installs_and_trains(shell, tmp_path):
     assert any(call.startswith("python3 -m uv venv") for call in calls)
 
 
+def test_tpu_installs_a_commit_again_after_another_one(shell, tmp_path):
+    """And leaves no archive on this machine."""
+    (tmp_path / "medseg_jax").mkdir()
+    (tmp_path / "medseg_jax" / ".installed-another").touch()
+    (tmp_path / "archives").mkdir()
+    code, said, _, _ = tpu(shell, tmp_path, "0", TMPDIR=str(tmp_path / "archives"))
+    assert code == 0, said
+    assert [path.name for path in (tmp_path / "medseg_jax").glob(".installed-*")] == [".installed-abc"]
+    assert not list((tmp_path / "archives").iterdir())
+
+
 def test_tpu_of_one_host_joins_nobody_and_old_endpoints_are_understood(shell, tmp_path):
     (tmp_path / "a").mkdir()
     assert tpu(shell, tmp_path / "a", "0", "10.0.0.1", HERE=str(tmp_path / "a"))[3][0].startswith("   train")
