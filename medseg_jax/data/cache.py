@@ -255,15 +255,6 @@ def restore(probabilities: np.ndarray, record: Record, geometry: Geometry, plan:
     return from_canonical(whole, geometry)
 
 
-def restore_label(label: np.ndarray, record: Record, geometry: Geometry, plan: Plan) -> np.ndarray:
-    """Label map [d, h, w] of a preprocessed case -> [*s] in the space of its file; 0 outside the crop."""
-    if label.shape != record.resampled_shape:
-        raise ValueError(f"label {label.shape} is not in the space of the record {record.resampled_shape}")
-    whole = np.zeros(record.canonical_shape, label.dtype)
-    whole[record.slices] = resample_label(label, record.crop_shape, axis=record.coarse_axis)
-    return from_canonical(whole, geometry)
-
-
 # ------------------------------------------------------------------------------------------------------------ one entry
 
 
