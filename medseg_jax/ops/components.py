@@ -62,21 +62,6 @@ def largest_component(mask: Bool[Array, "b *s"], neighbours: int) -> Bool[Array,
     return mask & _spread(nodes.root == best.reshape(b, *(1,) * len(nodes.size)), nodes.block, nodes.size)
 
 
-def largest_per_class(labels: Int[Array, "b *s"], classes: int, neighbours: int) -> Int[Array, "b *s"]:
-    """Label maps in which every class but 0 keeps its largest component alone; what is dropped becomes 0.
-
-    Args:
-        labels: class of each voxel, 0 ... classes - 1.
-        classes: number of classes, background included.
-        neighbours: as in `label`.
-    """
-    _, *size = labels.shape
-    foreground = jnp.arange(1, classes, dtype=labels.dtype).reshape(-1, *(1,) * len(size))
-    masks = labels[:, None] == foreground  # [b, classes - 1, *s]
-    kept = largest_component(masks.reshape(-1, *size), neighbours).reshape(masks.shape)
-    return jnp.where(kept, foreground, 0).sum(1, dtype=labels.dtype)
-
-
 class _Nodes(NamedTuple):
     """Blocks of voxels [b, *n], the nodes of the graph."""
 

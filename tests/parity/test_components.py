@@ -1,16 +1,13 @@
-"""Connected components on the device against SciPy (golden/slic/components.npz) and the clean-up of pseudo-labels
-against WT-BCP's (golden/wt_bcp/largest_component.npz): exact."""
+"""Connected components on the device against SciPy (golden/slic/components.npz): exact."""
 
 import math
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import golden_files
-from medseg_jax.ops.components import label, largest_component, largest_per_class
+from medseg_jax.ops.components import label, largest_component
 
 
 @pytest.mark.parametrize(("dim", "neighbours"), [(2, 4), (2, 8), (3, 6), (3, 18), (3, 26)])
@@ -37,19 +34,3 @@ def test_labels_and_largest_of_hard_patterns(golden, dim, neighbours):
         sizes = np.bincount(expected.ravel())[1:]
         best = 1 + sizes.argmax() if sizes.size else -1
         np.testing.assert_array_equal(one, expected == best, err_msg=name)
-
-
-def test_pseudo_labels_of_slices(golden):
-    arrays, _ = golden_files.read(golden / "wt_bcp" / "largest_component.npz")
-    clean = jax.jit(partial(largest_per_class, classes=int(arrays["labels2d"].max()) + 1, neighbours=8))
-    np.testing.assert_array_equal(clean(arrays["labels2d"]), arrays["largest2d"])
-
-
-@pytest.mark.parametrize("neighbours", [6, 18, 26])
-def test_pseudo_labels_of_volumes(golden, neighbours):
-    arrays, _ = golden_files.read(golden / "wt_bcp" / "largest_component.npz")
-    field = jnp.asarray(arrays["field3d"])
-    foreground = jax.nn.softmax(jnp.stack([jnp.zeros_like(field), field], -1))[..., 1] >= 0.5
-    np.testing.assert_array_equal(foreground, arrays["foreground3d"])
-    found = jax.jit(partial(largest_component, neighbours=neighbours))(foreground)
-    np.testing.assert_array_equal(found, arrays[f"largest3d_{neighbours}"])
