@@ -406,22 +406,19 @@ def build_cache(
     directory: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     *,
-    cases: Sequence[Case] | None = None,
     verify: bool = False,
 ) -> Cache:
-    """Preprocesses what is not there yet, several cases at once.
+    """Preprocesses the training and validation cases that are not there yet, several at once; never a test case.
 
     Args:
         directory: default `preprocessed` in the user's cache folder (paths.cache_home).
         progress: called as progress(done, total, case_id) after each case, in this thread.
-        cases: default all training and validation cases; test cases are never looked at unless named here.
         verify: compare every entry with its sha256 (reads everything once).
 
     Raises:
         UserError: a case that cannot be preprocessed (named), disk full, folder not writable.
     """
-    if cases is None:
-        cases = [case for case in dataset.cases if case.split in ("train", "val")]
+    cases = [case for case in dataset.cases if case.split in ("train", "val")]
     root = cache_folder(dataset, plan, directory)
     repaired: dict[str, str] = {}
 

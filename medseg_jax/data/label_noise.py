@@ -342,14 +342,14 @@ def morphology(mask: Mask, change: str, kernel: int, times: int) -> Mask:
     return out.astype(bool)
 
 
-def crop_resize(mask: Mask, side: int = CANVAS) -> Mask:
-    """An object's bounding box enlarged to fit a square of this side, aspect kept, centred."""
+def crop_resize(mask: Mask) -> Mask:
+    """An object's bounding box enlarged to fit a square of side CANVAS, aspect kept, centred."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = side / max(box.shape)
+    scale = CANVAS / max(box.shape)
     size = tuple(max(1, int(n * scale)) for n in box.shape)
-    out = np.zeros((side, side), bool)
-    corner = [(side - n) // 2 for n in size]
+    out = np.zeros((CANVAS, CANVAS), bool)
+    corner = [(CANVAS - n) // 2 for n in size]
     out[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]] = resize(box, size)
     return out
 

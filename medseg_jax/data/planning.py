@@ -148,16 +148,13 @@ def plan_from(
     )
 
 
-def plan_for(
-    patch_size: Sequence[int], channels: int, classes: Sequence[str], batch_size: int | None = None, budget: str = "gpu"
-) -> Plan:
-    """A plan without data, from what a network must know: patches that are used as they are, spacing 1.
+def plan_for(patch_size: Sequence[int], channels: int, classes: Sequence[str]) -> Plan:
+    """A plan without data, from what a network must know: patches that are used as they are, spacing 1; for a GPU.
 
     Args:
         patch_size: two or three entries; padded until the strides divide them.
-        batch_size: the least of the budget by default.
     """
-    dim, limits = len(patch_size), BUDGETS[budget]
+    dim, limits = len(patch_size), BUDGETS["gpu"]
     if dim not in (2, 3):
         raise UserError("Networks are 2-D or 3-D", found=f"a patch of {dim} sides", expected="2 or 3")
     net = _sizes(patch_size, (1.0,) * dim, channels, len(classes) + 1, limits)
@@ -165,7 +162,7 @@ def plan_for(
         dim=dim,
         spacing=None,
         patch_size=net.patch_size,
-        batch_size=batch_size or limits.batch[dim][0],
+        batch_size=limits.batch[dim][0],
         normalization=({"scheme": "none"},) * channels,
         strides=net.strides,
         kernel_sizes=net.kernel_sizes,

@@ -20,7 +20,7 @@ def norm_rules(theirs: str, ours: str) -> Iterator[Rule]:
     yield from (Rule(rf"{name}\.{leaf}", f"{ours}/{to}") for leaf, to in leaves.items())
 
 
-def block_rules(conv: str, norm: str, ours: str, layout: Layout = "conv") -> Iterator[Rule]:
+def block_rules(conv: str, norm: str, ours: str) -> Iterator[Rule]:
     """A convolution and its norm (`ConvBlock`)."""
-    yield from conv_rules(conv, f"{ours}/conv", layout)
+    yield from conv_rules(conv, f"{ours}/conv")
     yield from norm_rules(norm, f"{ours}/norm")
