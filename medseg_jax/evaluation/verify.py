@@ -28,7 +28,7 @@ from medseg_jax.data import io
 from medseg_jax.data.dataset import Dataset, read_description, unknown_values
 from medseg_jax.data.views import fold_view, hold_out_view
 from medseg_jax.evaluation.evaluate import read_rows, summarise
-from medseg_jax.paths import read_record
+from medseg_jax.paths import file_sha256, read_record
 from medseg_jax.types import Labels, UserError
 
 
@@ -425,16 +425,20 @@ def _predictions(folder: Path) -> Iterator[Check]:
 
 
 def _origin(folder: Path) -> Iterator[Check]:
+    from medseg_jax.runtime.run import WEIGHTS
+
     journal = read_record(folder / "predict.json")
     runs, weights, steps = (
         v if isinstance(v, list) else [v] for v in (journal["run"], journal["made_by"]["weights"], journal["step"])
     )
     for run, made_by, step in zip(map(Path, runs), weights, steps, strict=True):
-        manifests = list(run.glob(f"checkpoints/*/{journal['checkpoint']}/*.sha256.json"))
-        if not manifests:
+        manifests = run.glob(f"checkpoints/*/{journal['checkpoint']}/*.sha256.json")
+        known = [read_record(path)["self"] for path in manifests]
+        known += [file_sha256(path) for path in [run / WEIGHTS] if path.is_file()]
+        if not known:
             text = f"the run is not there, so its weights {str(made_by)[:12]}… cannot be checked"
             yield Check("origin", "warning", text, str(run), "bring it back to where it was, to check it")
-        elif made_by in [read_record(path)["self"] for path in manifests]:
+        elif made_by in known:
             yield Check("origin", "ok", f"made by the {journal['checkpoint']} weights of step {step} of {run.name}")
         else:
             text = f"the run's {journal['checkpoint']} weights are others by now than those that made these predictions"

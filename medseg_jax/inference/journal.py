@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg_jax.data import io
-from medseg_jax.paths import write
-from medseg_jax.runtime.run import Run
+from medseg_jax.paths import file_sha256, write
+from medseg_jax.runtime.run import WEIGHTS, Run
 from medseg_jax.types import Case, UserError
 
 DRAFT = re.compile(r"\.(\d+-.+|predict\.json|dataset\.json|.+\.npz)")
@@ -166,9 +166,11 @@ def _stamps(case: Case) -> dict[str, list[int]]:
 
 
 def weights_sha256(run: Run) -> str | None:
-    """Hash of the checkpoint's manifest, which holds the hashes of all its files; None without checkpoints."""
+    """Hash of the checkpoint's manifest, which holds the hashes of all its files, or of an exported run's weights."""
     if run.members:
         return hashlib.sha256(repr([weights_sha256(member) for member in run.members]).encode()).hexdigest()
+    if (run.path / WEIGHTS).is_file():
+        return file_sha256(run.path / WEIGHTS)
     manifests = run.path.glob(f"checkpoints/*/{run.checkpoint}/{run.step}.sha256.json")
     newest = sorted(manifests, key=lambda path: int(path.parts[-3].partition("_")[0]))[-1:]
     return json.loads(newest[0].read_text())["self"] if newest else None

@@ -146,6 +146,17 @@ def test_a_model_that_computes_something_else_is_refused(run, tmp_path):
         ms.export(other, tmp_path / "out", "safetensors")
 
 
+def test_predictions_of_one_exported_folder_are_not_taken_for_those_of_another(exported, phantoms, tmp_path):
+    """They have neither checkpoints nor manifests to be told apart by."""
+    other, out = shutil.copytree(exported[0], tmp_path / "other"), tmp_path / "out"
+    (params, aux), said = load_tree(other / "weights.safetensors")
+    save_tree(other / "weights.safetensors", jax.tree.map(np.negative, params), aux, said)
+    ms.predict(exported[0], phantoms, out, split="test", progress=False)
+    with pytest.raises(UserError, match="another run"):
+        ms.predict(other, phantoms, out, split="test", progress=False)
+    assert {check.state for check in ms.verify(out)} == {"ok"}
+
+
 def test_damaged_weights_are_named(exported, tmp_path):
     for name in ("run.json", "plan.json", "dataset.json"):
         (tmp_path / name).write_bytes((exported[0] / name).read_bytes())
