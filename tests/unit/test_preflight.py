@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from medseg_jax.data.cache import build_cache
 from medseg_jax.runtime import chips
 from medseg_jax.training import preflight as pf
 from medseg_jax.training.preflight import search
+from medseg_jax.training.preflight.compiler import Compiler
 from medseg_jax.training.preflight.search import changed
 from medseg_jax.training.preflight.worker import needed_bytes
 from medseg_jax.training.prepare import sample_size
@@ -364,6 +366,18 @@ def test_a_refusal_is_an_answer(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "refused: " in said
     assert found["stages"][0]["error"].splitlines()[-1].strip() in said
+
+
+def test_a_compiler_that_dies_is_an_answer(monkeypatch, tmp_path):
+    """Whatever bytes it leaves; and another one is started for the next request."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nread -r request\nprintf 'out of luck \\377' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with Compiler(chips.parse_topology("cpu"), 60, print) as compiler:
+        replies = [compiler.ask({}, "it") for _ in range(2)]
+    assert [reply["status"] for reply in replies] == ["crashed"] * 2
+    assert "code 3\nout of luck" in replies[0]["error"]
 
 
 def test_a_run_keeps_its_plan(phantoms, tmp_path):

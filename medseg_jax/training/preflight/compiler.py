@@ -27,7 +27,7 @@ class Compiler:
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Self:
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
         return self
 
     def __exit__(self, *_: object) -> None:
