@@ -65,6 +65,7 @@ def run(count: int, words: list[str], asked: list[int]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         processes.append(process)

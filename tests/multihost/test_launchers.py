@@ -108,6 +108,13 @@ time.sleep(60)
     assert "start 2" not in capfd.readouterr().out
 
 
+def test_local_goes_on_after_words_that_are_no_text(local, capfd):
+    """A dump in C++, say."""
+    code = r"sys.stdout.buffer.write(b'caf\xe9\n'); sys.stdout.flush(); time.sleep(0.3); print('trained')"
+    assert local(code, "--restarts", "0", "1") == 0
+    assert capfd.readouterr().out.splitlines() == ["[0] caf\ufffd", "[0] trained"]
+
+
 def test_local_without_work_says_how(local):
     with pytest.raises(SystemExit):
         local("", "0")
