@@ -334,6 +334,11 @@ def group_channels(root: Path, folder: str, ending: str, noted: Iterable[str] = 
     return {id: tuple(paths) for id, paths in sorted(groups.items())}
 
 
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is a data set with nnU-Net's folders. Runs and predictions have a dataset.json, no images."""
+    return (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in FOLDERS)
+
+
 def visible_files(folder: Path) -> list[Path]:
     """Files of a folder, sorted, without hidden ones (.DS_Store, ._case.nii.gz of macOS)."""
     if not folder.is_dir():

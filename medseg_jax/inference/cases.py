@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg_jax.data import dicom, io
-from medseg_jax.data.dataset import CHANNEL, FOLDERS, Dataset
+from medseg_jax.data.dataset import CHANNEL, Dataset, is_dataset
 from medseg_jax.data.geometry import same_space
 from medseg_jax.types import Case, Geometry, UserError
 
@@ -32,7 +32,7 @@ def find_cases(input: str | Path | Dataset, channels: Sequence[str], split: str 
         cases = _series([dicom.series_of(input)]) if io.kind(input) == "dicom" else _one_file(input, len(channels))
     elif not input.is_dir():
         raise UserError("There is no such image or folder", file=input, remedy="check the path after -i")
-    elif _has_folders(input):  # before its files: a preview or a log's picture beside dataset.json is no case
+    elif is_dataset(input):  # before its files: a preview or a log's picture beside dataset.json is no case
         return _dataset_cases(Dataset.open(input), channels, split)
     elif files := io.list_files(input):
         _refuse_mixture(input, files)
@@ -55,11 +55,6 @@ def find_cases(input: str | Path | Dataset, channels: Sequence[str], split: str 
             "Only a data set folder has splits", file=input, found=f"--split {split}", remedy="leave it out"
         )
     return cases
-
-
-def _has_folders(folder: Path) -> bool:
-    """Whether a folder is a data set with nnU-Net's folders; that of predictions has a dataset.json, but no folders."""
-    return (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in FOLDERS)
 
 
 def _dataset_cases(dataset: Dataset, channels: Sequence[str], split: str | None) -> tuple[Case, ...]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from medseg_jax.config import Config, Stage
 from medseg_jax.data import pipeline
 from medseg_jax.data.cache import Cache, build_cache
-from medseg_jax.data.dataset import Dataset
+from medseg_jax.data.dataset import Dataset, is_dataset
 from medseg_jax.data.plan import Plan
 from medseg_jax.runtime import distributed, sharding
 from medseg_jax.runtime import log as logs
@@ -80,6 +80,12 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
     keep_freed_memory()
     use_compilation_cache()
     out = Path(out)
+    if is_dataset(out):
+        raise UserError(
+            "The run's folder is that of a data set, whose dataset.json it would replace",
+            file=out,
+            remedy=f"give the run a folder of its own: --out runs/{out.name}",
+        )
     with explained(out), locked(out):
         with signals() as stop:
             if fresh and jax.process_index() == 0:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medseg_jax import Config, UserError
 from medseg_jax import config as configs
 from medseg_jax.runtime.checkpoint import Checkpoints
 from medseg_jax.runtime.run import stage_folder
@@ -100,6 +101,16 @@ def test_another_config_is_refused_with_the_difference(config, uninterrupted):
     errors = finish(process, 1)
     assert "seed: 0 -> 5" in errors
     assert "--fresh" in errors
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_data_set_is_no_folder_for_a_run(phantoms, tmp_path, fresh):
+    data = shutil.copytree(phantoms.root, tmp_path / "data")
+    before = (data / "dataset.json").read_bytes()
+    with pytest.raises(UserError, match="that of a data set"):
+        training.train(Config(str(data)), data, fresh=fresh)
+    assert (data / "dataset.json").read_bytes() == before
+    assert not (data / "run.json").exists()
 
 
 def test_two_runs_in_one_folder_are_refused(config, tmp_path):
