@@ -135,6 +135,12 @@ def refuse_other_config(config: Config, out: Path, dataset: Dataset) -> None:
         )
 
 
+def never_trained(out: Path) -> bool:
+    """Whether a run ended before its first step, as by a wrong config: it must not stand in the mended one's way."""
+    steps = [*out.glob("log.jsonl"), *out.glob("checkpoints/*/*/*")]
+    return (out / "run.json").exists() and not steps
+
+
 def clear(out: Path) -> None:
     """Removes what a run writes, and nothing else."""
     for name in ("checkpoints", "validation", "tensorboard"):

@@ -35,6 +35,7 @@ from medseg_jax.training.prepare import (
     clear,
     compile_step,
     from_file,
+    never_trained,
     open_data,
     open_plan,
     prepare_stage,
@@ -88,7 +89,7 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
         )
     with explained(out), locked(out):
         with signals() as stop:
-            if fresh and jax.process_index() == 0:
+            if (fresh or never_trained(out)) and jax.process_index() == 0:
                 clear(out)
             distributed.wait_for_all("cleared")
             # ------------------------------------------------------------ data

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medseg_jax import Config, UserError
+from medseg_jax import Config, Stage, Supervised, UNet, UserError
 from medseg_jax import config as configs
 from medseg_jax.runtime.checkpoint import Checkpoints
 from medseg_jax.runtime.run import stage_folder
@@ -101,6 +101,19 @@ def test_another_config_is_refused_with_the_difference(config, uninterrupted):
     errors = finish(process, 1)
     assert "seed: 0 -> 5" in errors
     assert "--fresh" in errors
+
+
+def test_a_config_that_cannot_work_does_not_stand_in_the_way_of_the_mended_one(phantoms, tmp_path):
+    def made(*features: int) -> Config:
+        net = UNet(features=features, strides=((1, 1), (2, 2)), kernel_sizes=((3, 3),) * 2)
+        return Config(str(phantoms.root), (Stage(Supervised(net), steps=1),), cache=str(tmp_path / "cache"))
+
+    with pytest.raises(UserError, match="one entry per stage"):
+        training.train(made(4), tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").exists()
+    training.train(made(4, 8), tmp_path / "run", report=False)
+    with pytest.raises(UserError, match="another config"):
+        training.train(made(4, 16), tmp_path / "run", report=False)
 
 
 @pytest.mark.parametrize("fresh", [False, True])
