@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
+from medseg_jax.data.dataset import is_dataset
 from medseg_jax.data.dataset_json import KEYS
 from medseg_jax.inference import postprocess
 from medseg_jax.inference.model_card import model_card
@@ -91,6 +92,12 @@ def export(
     objective, variables = _parts(run)
     if output.resolve() == run.path:
         raise UserError("The export would lie in the run itself", file=output, remedy="choose another folder")
+    if is_dataset(output):
+        raise UserError(
+            "The folder is that of a data set, whose dataset.json the export would replace",
+            file=output,
+            remedy="choose another folder",
+        )
     record = public_record(run)
     found = _earlier(output, record)
     output.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,13 @@ def test_one_folder_holds_one_set_of_weights(run, exported, tmp_path):
     assert "| weights.safetensors |" in card
 
 
+def test_a_data_set_keeps_its_dataset_json(run, phantoms, tmp_path):
+    data = shutil.copytree(phantoms.root, tmp_path / "data")
+    with pytest.raises(UserError, match="that of a data set"):
+        ms.export(run, data, "safetensors")
+    assert (data / "dataset.json").read_bytes() == (phantoms.root / "dataset.json").read_bytes()
+
+
 def test_an_export_can_be_exported_again(exported, tmp_path):
     again = ms.export(exported[0], tmp_path / "again", "safetensors")
     assert max(again[tmp_path / "again" / "weights.safetensors"].values()) == 0
