@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Header
 
 from medseg_jax.data.cache import Record, target_grid
 from medseg_jax.data.geometry import canonical_shape, spacing_canonical
@@ -39,7 +40,8 @@ def case_bound(image: np.ndarray, geometry: Geometry, runs: Sequence[Run], setti
         settings: `predict.Settings`.
     """
     voxels, channels, value = prod(image.shape[:-1]), image.shape[-1], image.dtype.itemsize
-    stored = geometry.header.get_data_dtype().itemsize if geometry.header is not None else value
+    # only NIfTI scales while it reads; all others have the voxels as they are stored
+    stored = geometry.header.get_data_dtype().itemsize if isinstance(geometry.header, Nifti1Header) else value
     phases = [voxels * channels * (value + stored), (10 if settings.cleaning else 2) * voxels]
     if settings.extras:
         phases[-1] += 4 * voxels

@@ -18,9 +18,10 @@ from fakes import (
     random_volume,
     write_nifti,
 )
+from medseg_jax.data import io
 from medseg_jax.inference.cases import find_cases, load_case
 from medseg_jax.inference.predict import CasesFailed, predict
-from medseg_jax.types import UserError
+from medseg_jax.types import Geometry, UserError
 
 # ---------------------------------------------------------------------------------------------------- files and folders
 
@@ -60,6 +61,22 @@ def test_one_rgb_file_may_carry_the_channel_number(tmp_path):
         (case,) = find_cases(path, ("R", "G", "B"))
         assert case.id == "a"
         assert load_case(case, ("R", "G", "B"))[0].shape == (9, 9, 3)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha", ".npz", ".h5", ".tif"])
+def test_every_format_is_predicted_into_itself_and_in_place(tmp_path, suffix):
+    array = random_volume(5, 6, 7).astype(np.uint8)
+    where = Geometry(array.shape, np.diag([0.5, 1.5, 2.0, 1.0]))
+    io.write_image(tmp_path / "in" / f"a{suffix}", array[..., None], where)
+    run = make_run(tmp_path / "run")
+    options: dict[str, Any] = {"save_probabilities": True, "save_uncertainty": True, "progress": False}
+    (path,) = predict(run, tmp_path / "in", tmp_path / "out", **options)
+    assert path.name == f"a{suffix}"
+    label, found = io.read_label(path)
+    image, stored = io.read_image(tmp_path / "in" / f"a{suffix}")
+    np.testing.assert_array_equal(label, expected_label(image[..., 0]))
+    assert found.shape == stored.shape
+    np.testing.assert_allclose(found.affine, stored.affine)
 
 
 def test_two_files_for_one_prediction_are_refused(tmp_path):
