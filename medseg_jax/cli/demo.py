@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     ms.train(config, run)
 
     _say(3, f"predicting the unseen site -> {predictions}")
-    ms.predict(run, data, predictions, split="test")
+    ms.predict(run, data, predictions, split="test", postprocessing="none")  # as the scores it is compared with
     scores = {"seen sites (validation)": json.loads((run / "validation" / "best" / "summary.json").read_text())}
     scores["unseen site (test)"] = ms.evaluate(predictions, data, predictions)
     page = ms.report(run)
