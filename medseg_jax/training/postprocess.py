@@ -56,7 +56,8 @@ def choose_and_score(folder: Path, dataset: Dataset, predictions: Mapping[str, P
             words, scores = str(Cleaning(**about["choice"])), about["dice"]
             if words != "none":
                 gain = f"Dice {scores['none']:.4f} -> {scores[words]:.4f}"
-                say(f"post-processing ({checkpoint}): {name}: {words} ({gain} on {len(pairs)} validation cases)")
+                unit = f" {_unit(pairs[0][1])}" if about["choice"]["smallest"] else ""
+                say(f"post-processing ({checkpoint}): {name}: {words}{unit} ({gain} on {len(pairs)} validation cases)")
     write(folder / postprocess.FILE, json.dumps(content, indent=1, ensure_ascii=False))
     for checkpoint, source in predictions.items():
         choice = postprocess.load([folder], checkpoint)
@@ -103,6 +104,12 @@ def choose(pairs: Sequence[tuple[Path, Path]], labels: Labels) -> dict[str, Any]
         choice = best if means[str(best)] > means["none"] + MARGIN else Cleaning()
         classes[name] = {"choice": asdict(choice), "dice": means}
     return {"cases": len(pairs), "margin": MARGIN, "classes": classes}
+
+
+def _unit(label: Path) -> str:
+    """Of the volumes of components, which lie in files like this one."""
+    geometry = io.read_label(label)[1]
+    return "px" if geometry.unit == "px" else {2: "mm²", 3: "mm³"}[len(geometry.shape)]
 
 
 def _candidates(volumes: Sequence[float]) -> list[Cleaning]:

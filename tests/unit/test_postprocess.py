@@ -1,15 +1,18 @@
 """Post-processing: what it may change, how it is chosen, ties, regions and overlapping classes."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from medseg_jax.data import io
+from medseg_jax.data.dataset import Dataset
 from medseg_jax.inference import postprocess
 from medseg_jax.inference.postprocess import Cleaning, clean
+from medseg_jax.training import postprocess as choosing
 from medseg_jax.training.postprocess import MARGIN, choose
-from medseg_jax.types import Geometry, Labels, UserError
+from medseg_jax.types import Case, Geometry, Labels, UserError
 
 SPACING = (2.0, 2.0)
 LABELS = Labels.simple("a", "b")
@@ -93,6 +96,21 @@ def test_a_gain_within_the_margin_is_no_gain(tmp_path):
     a = record["classes"]["a"]
     assert a["dice"]["none"] < a["dice"]["keep the largest component"] == 1
     assert Cleaning(**a["choice"]) == Cleaning()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "unit"), [("a.png", (48, 48), "px"), ("a.nii.gz", (4, 48, 48), "mm³"), ("a.npz", (48, 48), "mm²")]
+)
+def test_the_volume_that_was_chosen_is_told_with_its_unit(tmp_path, capsys, monkeypatch, name, shape, unit):
+    where = Geometry(shape, np.diag([2.0] * len(shape) + [1.0] * (4 - len(shape))))
+    io.write_label(tmp_path / "labels" / name, np.zeros(shape, np.uint8), where)
+    case = Case("a", (), tmp_path / "labels" / name)
+    dataset = Dataset(tmp_path, "toy", ("MR",), LABELS, (case,), io.suffix(case.label))
+    about = {"choice": asdict(Cleaning(smallest=7.5)), "dice": {"none": 0.1, "remove components below 7.5": 0.2}}
+    monkeypatch.setattr(choosing, "choose", lambda *args: {"classes": {"a": about}})
+    monkeypatch.setattr(choosing, "evaluate", lambda *args: None)
+    choosing.choose_and_score(tmp_path, dataset, {"last": tmp_path / "labels"})
+    assert f"a: remove components below 7.5 {unit} (Dice 0.1000 -> 0.2000" in capsys.readouterr().err
 
 
 def test_ignored_voxels_have_no_say(tmp_path):
