@@ -185,7 +185,7 @@ def public_record(run: Run) -> dict[str, str]:
 
 
 def _hash(run: Run) -> str:
-    """sha256 of all arrays that a prediction uses."""
+    """sha256 of all arrays of the export."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(_parts(run)[1]):
         found.update(jax.tree_util.keystr(path).encode())

@@ -28,6 +28,7 @@ Where this departs from the released code:
 * g trains to the end as it began; the released trainer left it in evaluation mode from the second epoch on.
 * GVA wants images in [0, 1]. Under plans that scale 8-bit pictures or CT by fixed numbers the inverse gives these;
   otherwise the image's own range does (our choice).
+* It and the networks take any number of channels; the released ones repeat a single channel to three first.
 * Its BatchNorm sees one image at a time in training, so that it is an instance norm, and its running statistics are
   never needed.
 * One AdamW trains all: the two of the released code have equal settings and no parameter in common.
