@@ -81,12 +81,13 @@ def train(config: Config, out: str | Path, *, fresh: bool = False, report: bool 
     keep_freed_memory()
     use_compilation_cache()
     out = Path(out)
-    if is_dataset(out):
-        raise UserError(
-            "The run's folder is that of a data set, whose dataset.json it would replace",
-            file=out,
-            remedy=f"give the run a folder of its own: --out runs/{out.name}",
-        )
+    with explained(out):
+        if is_dataset(out):
+            raise UserError(
+                "The run's folder is that of a data set, whose dataset.json it would replace",
+                file=out,
+                remedy=f"give the run a folder of its own: --out runs/{out.name}",
+            )
     with explained(out), locked(out):
         with signals() as stop:
             if (fresh or never_trained(out)) and jax.process_index() == 0:
