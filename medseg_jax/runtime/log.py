@@ -148,7 +148,8 @@ def draw_progress(path: Path, entries: list[dict[str, Any]]) -> None:
     train = [e for e in entries if e["kind"] == "train" and e.get("loss") is not None]
     for stage, offset in offsets.items():  # not joined: another stage may have another loss
         own = [e for e in train if e["stage"] == stage]
-        loss_axes.plot([offset + e["step"] for e in own], [e["loss"] for e in own], lw=0.8, color="C0")
+        alone = "." if len(own) == 1 else ""  # a line of one point is not seen
+        loss_axes.plot([offset + e["step"] for e in own], [e["loss"] for e in own], alone + "-", lw=0.8, color="C0")
     loss_axes.set(xlabel="step", ylabel="loss", title="Training loss")
     val = [e for e in entries if e["kind"] == "val"]
     names = [k for k in dict.fromkeys(k for e in val for k in e) if k == "dice" or k.startswith("dice/")]
